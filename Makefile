@@ -1,0 +1,43 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+
+.venv/uv.stamp: requirements-uv.lock
+	@echo "making .venv" && $(PYTHON) -m venv .venv
+	@$(BIN)/pip install -q --require-hashes -r requirements-uv.lock && touch $@
+
+.venv/run.stamp: .venv/uv.stamp requirements.lock
+	@echo "installing the locked packages" && $(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r requirements.lock
+	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --editable . && touch $@
+
+.venv/dev.stamp: .venv/run.stamp requirements-dev.lock
+	@echo "installing the locked development packages"
+	@$(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r requirements-dev.lock && touch $@
+
+.PHONY: help setup up test lint format lock torture bench bench-quick
+setup: .venv/dev.stamp  ## make the environment in .venv, from the lock files
+
+up: .venv/run.stamp  ## start Kafka, the consumer and the api, load sample data, print a search to try
+	@exec $(BIN)/tidemark up
+
+test: .venv/dev.stamp  ## run every test against a real Kafka (under 10 minutes on 2 cores)
+	@$(BIN)/pytest
+
+lint: .venv/dev.stamp  ## ruff, mypy and the import rules
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+format: .venv/dev.stamp  ## rewrite the code in the project's format
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+bench-quick: .venv/dev.stamp  ## the README's table, in about a minute
+	@$(BIN)/python -m benchmarks.main_job --quick
+
+bench: .venv/dev.stamp  ## the README's table at full size (1 million vectors)
+	@$(BIN)/python -m benchmarks.main_job
+
+lock: .venv/uv.stamp  ## resolve the lock files again
+	@$(BIN)/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-header --extra up -o requirements.lock pyproject.toml
+	@$(BIN)/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-header --extra up --group test --group lint --group bench -c requirements.lock -o requirements-dev.lock pyproject.toml
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 22

@@ -1,0 +1,106 @@
+"""`python -m consumer` indexes the configured collections; `python -m consumer replay ...` makes a generation.
+
+The `tidemark` command line starts both; containers may start them directly.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import threading
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from consumer import metrics
+from consumer.indexer import Indexer
+from consumer.replay import Progress, Replay
+from tidemark import service
+from tidemark.collection import Collection, IndexParameters
+from tidemark.errors import BadConfiguration
+from tidemark.exact import simd_level
+from tidemark.files import DirectoryLock
+from tidemark.settings import Settings, load
+
+logger = logging.getLogger("consumer")
+
+# Closing may hang while a rebalance is pending (librdkafka); by then the checkpoint is durable.
+CLOSE_S = 30.0
+
+
+def main() -> None:
+    arguments = _arguments()
+    if arguments.dies_with_parent:
+        service.die_with_parent()
+    settings = load(arguments.config)
+    service.log_to_stderr(settings.log_format)
+    if arguments.command == "replay":
+        _replay(settings, arguments)
+    else:
+        _index(settings)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="consumer", description=__doc__)
+    parser.add_argument("--config", type=Path, help="settings file (default: tidemark.toml)")
+    parser.add_argument("--dies-with-parent", action="store_true", help="stop when the starting process dies")
+    commands = parser.add_subparsers(dest="command")
+    replay = commands.add_parser("replay", help="build a new generation from the topic, then switch to it")
+    replay.add_argument("collection")
+    replay.add_argument("--from", dest="start", default="earliest", help="earliest, 0=120,1=7 or a time")
+    replay.add_argument("--index", default="", help='other parameters as JSON, such as {"kind": "hnsw"}')
+    replay.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
+    return parser.parse_args()
+
+
+def _index(settings: Settings) -> None:
+    stopping = service.stop_on_signals()
+    lock = DirectoryLock(settings.checkpoint_root / ".consumers" / _member_name(settings), "a consumer")
+    indexer = Indexer(settings, settings.all_collections())
+    server = metrics.serve(lambda: indexer.status, settings.consumer.host, settings.consumer.port)
+    logger.info("metrics and health on port %d; %s", server.server_port, simd_level())
+    threading.Thread(target=_exit_if_close_hangs, args=(stopping,), daemon=True).start()
+    indexer.run(stopping.is_set)
+    lock.close()
+    logger.info("stopped cleanly")
+
+
+def _member_name(settings: Settings) -> str:
+    return f"{settings.consumer.group}-{settings.kafka.get('group.instance.id', settings.consumer.port)}"
+
+
+def _exit_if_close_hangs(stopping: threading.Event) -> None:
+    stopping.wait()
+    threading.Event().wait(CLOSE_S)
+    logger.error("closing took more than %.0f s: leaving without it (the checkpoint is safe)", CLOSE_S)
+    os._exit(0)
+
+
+def _replay(settings: Settings, arguments: argparse.Namespace) -> None:
+    stopping = service.stop_on_signals()
+    collection = _with_index(settings.collection(arguments.collection), arguments.index)
+
+    def report(progress: Progress) -> None:
+        if arguments.json:
+            sys.stdout.write(json.dumps(asdict(progress)) + "\n")
+            sys.stdout.flush()
+        else:
+            logger.info("%d of %d offsets, %d rows to build", progress.done, progress.total, progress.unbuilt_rows)
+
+    made = Replay(settings, collection, arguments.start).run(report, stopping.is_set)
+    sys.stdout.write(json.dumps({"generation": made}) + "\n")
+
+
+def _with_index(collection: Collection, changes: str) -> Collection:
+    if not changes:
+        return collection
+    try:
+        index = replace(collection.index, **json.loads(changes))
+    except (TypeError, ValueError) as error:
+        known = ", ".join(IndexParameters.__dataclass_fields__)
+        raise BadConfiguration(f"--index {changes}: {error}; parameters: {known}") from None
+    return replace(collection, index=index)
+
+
+if __name__ == "__main__":
+    service.run(main)

@@ -1,0 +1,121 @@
+"""The consumer's own small HTTP port: Prometheus metrics and health, both from the published status.
+
+Nothing here touches the Kafka consumer or a view: a scrape cannot slow indexing. Healthy means that the loop
+has turned lately, never that a broker is reachable.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+from consumer.status import PartitionStatus, Status
+from tidemark.errors import BadConfiguration
+
+# A turn includes a checkpoint; a slow disk may take seconds over one, a wedged loop never comes back.
+ALIVE_S = 60.0
+
+_GAUGES: dict[str, tuple[str, Callable[[PartitionStatus], float | None]]] = {
+    "log_end_offset": ("End of the log as last seen", lambda p: p.end),
+    "applied_offset": ("Next offset to apply", lambda p: p.applied),
+    "checkpoint_offset": ("Position of the newest checkpoint", lambda p: p.checkpointed),
+    "committed_offset": ("Offset committed to the group", lambda p: p.committed),
+    "checkpoint_age_seconds": ("Seconds since the newest checkpoint", lambda p: p.checkpoint_age_s),
+    "lag_records": ("Offsets not applied yet", lambda p: max(0, p.end - p.applied)),
+    "live_rows": ("Rows that can be found", lambda p: p.live_rows),
+    "dead_rows": ("Rows replaced or deleted, not yet merged away", lambda p: p.dead_rows),
+    "unbuilt_rows": ("Rows without an index yet", lambda p: p.unbuilt_rows),
+    "segments": ("Segments", lambda p: p.segments),
+    "owner_epoch": ("Epoch of this writer", lambda p: p.writer_epoch),
+    "partition_paused": ("1 while fetching is paused at the cap of unbuilt rows", lambda p: int(p.paused)),
+    "partition_stopped": (
+        "1 when the partition is stopped by an error",
+        lambda p: int(p.stopped is not None),
+    ),
+}
+_LABELS = ["collection", "partition"]
+
+
+class StatusCollector(Collector):
+    """Turns the newest status into metric families at each scrape."""
+
+    def __init__(self, status: Callable[[], Status]) -> None:
+        self._status = status
+
+    def collect(self) -> Iterator[Any]:
+        status = self._status()
+        for name, (text, value) in _GAUGES.items():
+            gauge = GaugeMetricFamily(f"tidemark_{name}", text, labels=_LABELS)
+            for partition in status.partitions:
+                if (found := value(partition)) is not None:
+                    gauge.add_metric([partition.collection, str(partition.partition)], found)
+            yield gauge
+        applied = CounterMetricFamily("tidemark_records_applied", "Records read from the log", labels=_LABELS)
+        bad = CounterMetricFamily("tidemark_dead_letters", "Bad records", labels=[*_LABELS, "reason"])
+        for partition in status.partitions:
+            labels = [partition.collection, str(partition.partition)]
+            applied.add_metric(labels, partition.records)
+            for reason, count in partition.bad.items():
+                bad.add_metric([*labels, reason], count)
+        yield applied
+        yield bad
+        yield GaugeMetricFamily("tidemark_building_rows", "Rows being built now", value=status.building_rows)
+        yield GaugeMetricFamily(
+            "tidemark_partitions_not_taken_over", "Assigned, but not opened", value=len(status.failed)
+        )
+
+
+def health(status: Status) -> tuple[int, dict[str, Any]]:
+    """HTTP status and body of /healthz."""
+    silent = time.monotonic() - status.turned_at
+    stopped = {f"{p.topic}[{p.partition}]": p.stopped for p in status.partitions if p.stopped}
+    body = {
+        "alive": silent < ALIVE_S,
+        "turned_seconds_ago": round(silent, 3),
+        "partitions": len(status.partitions),
+        "problems": {**status.failed, **stopped},
+    }
+    return (200 if silent < ALIVE_S else 503), body
+
+
+def serve(status: Callable[[], Status], host: str, port: int) -> ThreadingHTTPServer:
+    """Serve /metrics and /healthz from a daemon thread; raises BadConfiguration when the port is in use."""
+    registry = CollectorRegistry()
+    registry.register(StatusCollector(status))
+    ProcessCollector(registry=registry)
+
+    class Pages(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path == "/metrics":
+                self._answer(200, generate_latest(registry), "text/plain; version=0.0.4; charset=utf-8")
+            elif self.path == "/healthz":
+                code, body = health(status())
+                self._answer(code, json.dumps(body).encode(), "application/json")
+            else:
+                self._answer(404, b'{"error": "there are /metrics and /healthz"}', "application/json")
+
+        def _answer(self, code: int, body: bytes, content_type: str) -> None:
+            self.send_response(code)
+            self.send_header("content-type", content_type)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    try:
+        server = ThreadingHTTPServer((host, port), Pages)
+    except OSError as error:
+        raise BadConfiguration(
+            f"consumer.port: cannot listen on {host}:{port} ({error.strerror}): stop what uses it, or set another port"
+        ) from error
+    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+    return server

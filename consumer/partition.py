@@ -1,0 +1,219 @@
+"""One owned partition: its view, its checkpoints, and what stands between it and the log.
+
+`take_over` is the order on assignment: load the checkpoint, check that it belongs to this log (invariant 8),
+claim, and only then say where to start reading. Nothing is ever skipped silently: each mismatch is an error
+that stops this partition and says what to do.
+"""
+
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from consumer.builder import Build, Builder
+from tidemark.checkpoint import Checkpoints, Loaded
+from tidemark.collection import Collection, IndexParameters
+from tidemark.crash_point import reach
+from tidemark.errors import LogGap, StaleOwner, TidemarkError, TopicReplaced
+from tidemark.generation import Generation
+from tidemark.log import Log, Partition, Start
+from tidemark.manifest import Manifest, SegmentEntry, TopicIdentity
+from tidemark.merge_policy import Candidate, next_build
+from tidemark.segment import Segment
+from tidemark.topic import Topics
+from tidemark.view import View
+
+logger = logging.getLogger(__name__)
+
+CLAIM_ATTEMPTS = 5
+
+
+@dataclass(slots=True)
+class OwnedPartition:
+    """State of a partition while this process owns it; used by the owning thread only."""
+
+    partition: Partition
+    collection: Collection
+    generation: Generation
+    topic: TopicIdentity
+    view: View
+    checkpoints: Checkpoints
+    checkpointed: int
+    checkpoint_version: int
+    checkpoint_at: float = field(default_factory=time.monotonic)
+    checkpoint_wanted: bool = False
+    committed: int | None = None
+    end: int = -1
+    paused: bool = False
+    stopped: TidemarkError | None = None
+    records: int = 0
+    bad: dict[str, int] = field(default_factory=dict)
+    last_record_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def index(self) -> IndexParameters:
+        return self.generation.index
+
+    @property
+    def start(self) -> Start:
+        return Start(self.partition, self.view.position, self.view.leader_epoch)
+
+    def candidates(self) -> list[Candidate]:
+        """What the merge policy needs to know; under `flat` every segment counts as built once it is merged."""
+        return [
+            Candidate(s.name, s.live_count, s.dead_rows, s.is_built or self._is_settled(s.rows))
+            for s in self.view.searcher.segments
+        ]
+
+    def _is_settled(self, rows: int) -> bool:
+        return self.index.kind == "flat" and rows >= self.index.ann_rows_min
+
+    def wanted_build(self, rows_max: int) -> list[Segment]:
+        """The segments to make one next; empty when all is well, or while the partition is stopped."""
+        if self.stopped is not None:
+            return []
+        names = next_build(self.candidates(), self.index.ann_rows_min, rows_max)
+        return [segment for segment in self.view.searcher.segments if segment.name in names]
+
+    def install(self, build: Build, entry: SegmentEntry | None) -> None:
+        """Put a finished build in the place of its inputs; a checkpoint names it soon after."""
+        built = None
+        if entry is not None:
+            directory = self.checkpoints.directory / entry.name
+            built = Segment(directory, entry, self.collection.dimension, self.collection.metric)
+        self.view.install(built, build.inputs, build.dead_when_read)
+        self.checkpoint_wanted = True
+        reach("installed")
+        logger.info(
+            "%s[%d]: built %s of %d rows from %d segments in %.1f s (recall %.3f)",
+            *self.partition,
+            entry.kind if entry else "nothing",
+            build.rows,
+            len(build.inputs),
+            time.monotonic() - build.started,
+            entry.recall if entry else 1.0,
+        )
+
+    def hold_back(self, log: Log, unbuilt_rows_max: int) -> None:
+        """Pause fetching at the cap of rows without an index, until the builder has caught up by a fifth."""
+        rows = self.view.unbuilt_rows
+        if self.stopped is None and not self.paused and rows > unbuilt_rows_max:
+            log.pause(self.partition)
+            self.paused = self.checkpoint_wanted = True
+            logger.warning("%s[%d]: %d rows wait for an index, fetching pauses", *self.partition, rows)
+        elif self.paused and rows < 0.8 * unbuilt_rows_max:
+            log.restart(self.start)
+            self.paused = False
+
+    def checkpoint_due(self, now: float, interval_s: float, rows: int) -> bool:
+        if self.view.position == self.checkpointed and not self.checkpoint_wanted:
+            return False
+        return self.checkpoint_wanted or now - self.checkpoint_at >= interval_s or self.view.tail_rows >= rows
+
+    def checkpoint(self) -> Manifest:
+        """Make the view durable; positions up to the manifest's may be committed afterwards."""
+        manifest = self.checkpoints.publish(self.view)
+        self.checkpointed = manifest.position
+        self.checkpoint_version = manifest.version
+        self.checkpoint_at = time.monotonic()
+        self.checkpoint_wanted = False
+        return manifest
+
+
+def advance_builds(builder: Builder, partitions: Iterable[OwnedPartition], rows_max: int) -> None:
+    """Install the build that has ended, if one has, and give out the next, if one is wanted."""
+    partitions = list(partitions)
+    if finished := builder.finished():
+        build, result = finished
+        for owned in partitions:
+            if owned.checkpoints is build.checkpoints:
+                owned.install(build, result.entry)
+    if builder.idle:
+        for owned in sorted(partitions, key=lambda owned: -owned.view.unbuilt_rows):
+            if inputs := owned.wanted_build(rows_max):
+                builder.start(owned.checkpoints, owned.collection, owned.index, inputs)
+                return
+
+
+def take_over(
+    partition: Partition,
+    collection: Collection,
+    generation: Generation,
+    checkpoints: Checkpoints,
+    topics: Topics,
+    first: int | None = None,
+) -> OwnedPartition:
+    """Load, check and claim a partition; raises an error of tidemark.errors that says what to do.
+
+    Without any checkpoint it starts at `first`, by default where the log starts.
+    """
+    topic = topics.identity(partition[0])
+    if first is None:
+        first = topics.starts([partition])[partition]
+    for _ in range(CLAIM_ATTEMPTS):
+        loaded = checkpoints.load()
+        if loaded is not None:
+            for damage in loaded.damaged:
+                logger.error("damaged checkpoint passed over, its records are replayed: %s", damage)
+            _check_log(loaded, partition, topic, topics)
+        if checkpoints.claim(topic, loaded, first):
+            return _opened(partition, collection, generation, topic, checkpoints, loaded, first)
+    raise StaleOwner(f"{partition[0]}[{partition[1]}]: other writers keep claiming it; not taken over")
+
+
+def _opened(
+    partition: Partition,
+    collection: Collection,
+    generation: Generation,
+    topic: TopicIdentity,
+    checkpoints: Checkpoints,
+    loaded: Loaded | None,
+    first: int,
+) -> OwnedPartition:
+    view = View(collection, partition[1])
+    if loaded is None:
+        view.open((), first, -1, 0)
+    else:
+        manifest = loaded.manifest
+        view.open(loaded.segments, manifest.position, manifest.leader_epoch, manifest.digest)
+    return OwnedPartition(
+        partition, collection, generation, topic, view, checkpoints, view.position, checkpoints.version
+    )
+
+
+def _check_log(loaded: Loaded, partition: Partition, topic: TopicIdentity, topics: Topics) -> None:
+    manifest = loaded.manifest
+    name = f"{partition[0]}[{partition[1]}]"
+    remedy = f"build a new generation with `tidemark replay {manifest.collection} --from earliest`"
+    check_identity(name, TopicIdentity(manifest.cluster_id, manifest.topic_id), topic, remedy)
+    first, end = topics.starts([partition])[partition], topics.ends([partition])[partition]
+    if manifest.position < first:
+        raise LogGap(
+            f"{name}: the checkpoint is at {manifest.position}, the log starts at {first}: "
+            f"{first - manifest.position} offsets were removed unread; {remedy}"
+        )
+    if manifest.position > end:
+        raise LogGap(
+            f"{name}: the checkpoint is at {manifest.position}, the log ends at {end}: it was cut back; {remedy}"
+        )
+    age_ms = time.time_ns() // 1_000_000 - manifest.created_ms
+    kept_ms = topics.tombstones_kept_ms(partition[0])
+    if kept_ms is not None and age_ms > kept_ms and end > manifest.position:
+        raise LogGap(
+            f"{name}: the checkpoint is {age_ms // 1000} s old and the topic is compacted with "
+            f"delete.retention.ms={kept_ms}: deletes may have been removed unread; {remedy}"
+        )
+
+
+def check_identity(name: str, known: TopicIdentity, found: TopicIdentity, remedy: str) -> None:
+    """Raise TopicReplaced when the topic is not the one the checkpoint was made from."""
+    if known.cluster_id != found.cluster_id:
+        raise TopicReplaced(
+            f"{name}: the checkpoint is of cluster {known.cluster_id}, this is cluster {found.cluster_id}: "
+            f"point kafka.bootstrap.servers at the right one, or {remedy}"
+        )
+    if known.topic_id != found.topic_id:
+        raise TopicReplaced(
+            f"{name}: the checkpoint is of topic id {known.topic_id}, the topic's id is {found.topic_id}: "
+            f"it was deleted and created again; {remedy}"
+        )

@@ -1,0 +1,73 @@
+"""What the owning thread publishes for metrics and health: immutable, replaced by one assignment per turn."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from consumer.partition import OwnedPartition
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionStatus:
+    """One owned partition: positions are next offsets, ages are seconds."""
+
+    collection: str
+    topic: str
+    partition: int
+    generation: str
+    end: int
+    applied: int
+    checkpointed: int
+    committed: int | None
+    checkpoint_version: int
+    checkpoint_age_s: float
+    writer_epoch: int
+    live_rows: int
+    dead_rows: int
+    tail_rows: int
+    unbuilt_rows: int
+    segments: int
+    records: int
+    bad: dict[str, int]
+    paused: bool
+    stopped: str | None
+
+    @classmethod
+    def of(cls, owned: OwnedPartition, now: float) -> PartitionStatus:
+        view = owned.view
+        return cls(
+            collection=owned.collection.name,
+            topic=owned.partition[0],
+            partition=owned.partition[1],
+            generation=owned.generation.name,
+            end=owned.end,
+            applied=view.position,
+            checkpointed=owned.checkpointed,
+            committed=owned.committed,
+            checkpoint_version=owned.checkpoint_version,
+            checkpoint_age_s=now - owned.checkpoint_at,
+            writer_epoch=owned.checkpoints.epoch,
+            live_rows=view.live_rows,
+            dead_rows=view.dead_rows,
+            tail_rows=view.tail_rows,
+            unbuilt_rows=view.unbuilt_rows,
+            segments=len(view.searcher.segments),
+            records=owned.records,
+            bad=dict(owned.bad),
+            paused=owned.paused,
+            stopped=None if owned.stopped is None else str(owned.stopped),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """All partitions as of one turn of the loop; `turned_at` is monotonic seconds."""
+
+    turned_at: float = field(default_factory=time.monotonic)
+    partitions: tuple[PartitionStatus, ...] = ()
+    failed: dict[str, str] = field(default_factory=dict)
+    building_rows: int = 0
+    builder_pid: int | None = None

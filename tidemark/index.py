@@ -1,0 +1,205 @@
+"""ANN indexes over immutable rows: build, calibrate, open, search. With `exact.py` the only user of FAISS.
+
+Invariant: an index answers row numbers of the rows it was built over, in their order, and is only ever read
+from bytes whose checksum was verified (FAISS accepts flipped bits: it checks structure, not content).
+Knows nothing of ids, dead rows' causes, files' names or Kafka. Used by `segment.py` and by the builder.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from tidemark.collection import IndexKind, IndexParameters, Metric
+from tidemark.errors import CorruptCheckpoint
+from tidemark.exact import exact_search, faiss_metric
+
+# Rows used as queries to calibrate a segment; 200 x 10 neighbours give recall to about +-0.5 %.
+CALIBRATION_QUERIES = 200
+CALIBRATION_K = 10
+TRAINING_ROWS_PER_CENTROID = 40
+TRAINING_ITERATIONS = 8
+HNSW_EF_MAX = 1_024
+
+
+@dataclass(frozen=True, slots=True)
+class SearchParameters:
+    """How a built index is searched to reach its recall target; found by calibration, kept in the manifest.
+
+    ivfpq: `effort` is nprobe, and `k_factor` times k candidates are ranked exactly; hnsw: `effort` is
+    efSearch. `recall` is recall@10 as measured on held-out rows when the segment was built.
+    """
+
+    effort: int = 0
+    k_factor: int = 1
+    recall: float = 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def kind_for(rows: int, parameters: IndexParameters) -> IndexKind:
+    """The kind a segment of so many rows is built as."""
+    return "flat" if rows < parameters.ann_rows_min else parameters.kind
+
+
+def build(
+    rows: NDArray[np.float32], metric: Metric, parameters: IndexParameters, seed: int
+) -> tuple[Any, SearchParameters]:
+    """Build and calibrate an ANN index over float32 rows (n, dimension); all threads of the process are used."""
+    index = (
+        _build_hnsw(rows, metric, parameters)
+        if parameters.kind == "hnsw"
+        else _build_ivfpq(rows, metric, parameters, seed)
+    )
+    return index, _calibrate(index, rows, metric, parameters, seed)
+
+
+def _build_hnsw(rows: NDArray[np.float32], metric: Metric, parameters: IndexParameters) -> Any:
+    index = faiss.IndexHNSWFlat(rows.shape[1], parameters.m, faiss_metric(metric))
+    index.hnsw.efConstruction = parameters.ef_construction
+    index.add(rows)  # one add per segment: each allocates a lock per row
+    return index
+
+
+def _build_ivfpq(rows: NDArray[np.float32], metric: Metric, parameters: IndexParameters, seed: int) -> Any:
+    count, dimension = rows.shape
+    nlist = parameters.nlist or max(16, int(4 * math.sqrt(count)))
+    nlist = min(nlist, count // TRAINING_ROWS_PER_CENTROID)
+    quantizer = faiss.IndexFlat(dimension, faiss_metric(metric))
+    # Two dimensions share one 4-bit code; an odd dimension has no such split, so each gets its own.
+    codes = dimension // 2 if dimension % 2 == 0 else dimension
+    index = faiss.IndexIVFPQFastScan(quantizer, dimension, nlist, codes, 4, faiss_metric(metric))
+    index.own_fields = True
+    quantizer.this.disown()
+    index.cp.niter = TRAINING_ITERATIONS
+    index.cp.seed = index.pq.cp.seed = 1 + seed % 2**30
+    index.cp.max_points_per_centroid = TRAINING_ROWS_PER_CENTROID
+    index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1
+    training = min(count, nlist * TRAINING_ROWS_PER_CENTROID)
+    picked = np.sort(np.random.default_rng(seed).choice(count, training, replace=False))
+    index.train(rows[picked])
+    index.add(rows)
+    return index
+
+
+def _calibrate(
+    index: Any, rows: NDArray[np.float32], metric: Metric, parameters: IndexParameters, seed: int
+) -> SearchParameters:
+    """The cheapest search parameters whose recall@10 on sampled rows reaches the target.
+
+    Each sampled row is a query whose own row is left out of the answer, found exactly over all rows.
+    """
+    picked = np.random.default_rng(seed + 1).choice(len(rows), CALIBRATION_QUERIES, replace=False)
+    queries = np.ascontiguousarray(rows[picked])
+    truth = _without_self(exact_search(rows, queries, CALIBRATION_K + 1, metric)[1], picked)
+
+    def measured(effort: int, k_factor: int) -> SearchParameters:
+        found = search(index, rows, queries, CALIBRATION_K + 1, metric, SearchParameters(effort, k_factor), None)[1]
+        return SearchParameters(effort, k_factor, _recall(_without_self(found, picked), truth))
+
+    hnsw = isinstance(index, faiss.IndexHNSW)
+    effort_max = HNSW_EF_MAX if hnsw else int(index.nlist)
+    best = SearchParameters(recall=-1.0)
+    for k_factor in (1,) if hnsw else (8, 16, 32, 64):
+        best = max(best, measured(effort_max, k_factor), key=lambda found: found.recall)
+        if best.recall >= parameters.recall_target:
+            break
+    return _least_effort(best, parameters.recall_target, measured)
+
+
+def _least_effort(
+    best: SearchParameters, target: float, measured: Callable[[int, int], SearchParameters]
+) -> SearchParameters:
+    """Bisect, in ratios, for the least effort that still reaches the target (or what the full effort reaches)."""
+    target = min(target, best.recall)
+    low, high = 1, best
+    while high.effort > low * 1.1 and high.effort > low + 1:
+        tried = measured(max(low + 1, int(math.sqrt(low * high.effort))), best.k_factor)
+        if tried.recall >= target:
+            high = tried
+        else:
+            low = tried.effort
+    return high
+
+
+def _without_self(found: NDArray[np.int64], own: NDArray[np.int64]) -> list[set[int]]:
+    return [
+        set([row for row in line.tolist() if row != self_row][:CALIBRATION_K])
+        for line, self_row in zip(found, own.tolist(), strict=True)
+    ]
+
+
+def _recall(found: list[set[int]], truth: list[set[int]]) -> float:
+    return sum(len(a & b) for a, b in zip(found, truth, strict=True)) / sum(map(len, truth))
+
+
+def search(
+    index: Any,
+    rows: NDArray[np.float32],
+    queries: NDArray[np.float32],
+    k: int,
+    metric: Metric,
+    parameters: SearchParameters,
+    live: NDArray[np.uint8] | None,
+    effort: float = 1.0,
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """FAISS distances and row numbers (nq, k), nearest first, -1 where there are fewer.
+
+    `live` is a bitmap (little-endian bit order) of the rows that may be answered, None for all of them. It is
+    read while searching: a bit cleared meanwhile may or may not count. `effort` scales the calibrated effort.
+    """
+    selector = None if live is None else faiss.IDSelectorBitmap(live)
+    scaled = max(1, math.ceil(parameters.effort * effort))
+    if isinstance(index, faiss.IndexHNSW):
+        ef = max(scaled, k)
+        options = faiss.SearchParametersHNSW(efSearch=ef, sel=selector, bounded_queue=True)
+        distances, labels = index.search(queries, k, params=options)
+        return distances, labels
+    options = faiss.SearchParametersIVF(nprobe=min(scaled, int(index.nlist)), sel=selector)
+    wanted = min(max(k * math.ceil(parameters.k_factor * max(1.0, effort)), k), index.ntotal)
+    _, candidates = index.search(queries, wanted, params=options)
+    return _rank_exactly(rows, queries, candidates, k, metric)
+
+
+def _rank_exactly(
+    rows: NDArray[np.float32], queries: NDArray[np.float32], candidates: NDArray[np.int64], k: int, metric: Metric
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The k nearest of each query's candidates by exact distance to the mapped rows."""
+    distances = np.full((len(queries), k), math.inf if metric == "l2" else -math.inf, np.float32)
+    labels = np.full((len(queries), k), -1, np.int64)
+    for line, query in enumerate(queries):
+        found = candidates[line]
+        found = found[found >= 0]
+        picked = rows[found]
+        if metric == "l2":
+            picked = picked - query
+            exact = np.einsum("ij,ij->i", picked, picked)
+            order = np.argsort(exact, kind="stable")[:k]
+        else:
+            exact = picked @ query
+            order = np.argsort(-exact, kind="stable")[:k]
+        distances[line, : len(order)] = exact[order]
+        labels[line, : len(order)] = found[order]
+    return distances, labels
+
+
+def write(index: Any, path: Path) -> None:
+    faiss.write_index(index, str(path))
+
+
+def open_mapped(path: Path, kind: IndexKind, rows: int, dimension: int) -> Any:
+    """Map an index file whose checksum was verified; refuse any type or shape but the manifest's."""
+    index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+    expected = faiss.IndexHNSWFlat if kind == "hnsw" else faiss.IndexIVFPQFastScan
+    if type(index) is not expected or index.ntotal != rows or index.d != dimension:
+        raise CorruptCheckpoint(
+            f"{path}: holds a {type(index).__name__} of {index.ntotal} rows x {index.d}, "
+            f"the manifest says {kind}, {rows} rows x {dimension}"
+        )
+    return index

@@ -1,0 +1,62 @@
+"""Every name in a checkpoint store, spelled once (docs/format.md, section 2).
+
+<collection>/CURRENT                                   which generation is served
+<collection>/<generation>/generation.json              how that generation is built
+<collection>/<generation>/p<partition>/manifest-<version>.json
+<collection>/<generation>/p<partition>/seg-<epoch>-<number>/{vectors.f32,rows.arrow,index.faiss}
+<collection>/<generation>/p<partition>/seg-<epoch>-<number>/dead-<version>.bits
+"""
+
+import re
+
+VECTORS = "vectors.f32"
+ROWS = "rows.arrow"
+INDEX = "index.faiss"
+
+_MANIFEST = re.compile(r"manifest-(\d{10})\.json")
+_SEGMENT = re.compile(r"seg-(\d{6})-(\d{6})")
+_GENERATION = re.compile(r"g(\d{6})")
+
+
+def current(collection: str) -> str:
+    return f"{collection}/CURRENT"
+
+
+def generation_name(number: int) -> str:
+    return f"g{number:06}"
+
+
+def generation_number(name: str) -> int | None:
+    match = _GENERATION.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def generation_file(collection: str, generation: str) -> str:
+    return f"{collection}/{generation}/generation.json"
+
+
+def partition_directory(collection: str, generation: str, partition: int) -> str:
+    return f"{collection}/{generation}/p{partition}"
+
+
+def manifest_name(version: int) -> str:
+    return f"manifest-{version:010}.json"
+
+
+def manifest_version(name: str) -> int | None:
+    match = _MANIFEST.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def segment_name(writer_epoch: int, number: int) -> str:
+    return f"seg-{writer_epoch:06}-{number:06}"
+
+
+def segment_epoch(name: str) -> int | None:
+    """The epoch of the writer of a segment, None when the name is not a segment's."""
+    match = _SEGMENT.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def dead_rows_name(version: int) -> str:
+    return f"dead-{version:010}.bits"

@@ -1,0 +1,190 @@
+"""Reading the log: the only file that imports the Kafka client's consumer.
+
+Invariants: positions are given, never read back (no committed offset, no `auto.offset.reset`); callbacks
+never raise, because an exception inside `consume()` would lose its whole batch; the object belongs to one
+thread, since any other thread's call would wait for a poll. Knows nothing of vectors.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from tidemark.errors import LogGap
+from tidemark.kafka_settings import Settings, consumer_settings
+
+Partition = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where to start reading a partition; the leader epoch makes the broker say when the log was truncated."""
+
+    partition: Partition
+    position: int
+    leader_epoch: int = -1
+
+    def to_client(self) -> TopicPartition:
+        topic, number = self.partition
+        if self.leader_epoch < 0:
+            return TopicPartition(topic, number, self.position)
+        return TopicPartition(topic, number, self.position, leader_epoch=self.leader_epoch)
+
+
+@dataclass(slots=True)
+class Fetched:
+    """One fetch: messages per partition in offset order, ends reached, partitions that stopped and why."""
+
+    messages: dict[Partition, list[Any]] = field(default_factory=dict)
+    ends: dict[Partition, int] = field(default_factory=dict)
+    stopped: dict[Partition, LogGap] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+class Log:
+    """A Kafka consumer with explicit positions: as a group member (`subscribe`) or alone (`assign`)."""
+
+    def __init__(self, settings: Settings, group: str | None = None) -> None:
+        client = {"group.id": group or "tidemark-reader", **consumer_settings(settings)}
+        if group is None:
+            client["client.id"] = client.get("client.id", "tidemark-api")
+        else:
+            client["group.id"] = group
+            if client.get("group.protocol", "classic") == "classic":
+                client["partition.assignment.strategy"] = "cooperative-sticky"
+        self._consumer = Consumer(client)
+        self._callback_errors: list[BaseException] = []
+        self._assigned: set[Partition] = set()
+
+    # -- assignment ----------------------------------------------------------------------------------------
+
+    def subscribe(
+        self,
+        topics: Sequence[str],
+        on_assigned: Callable[[list[Partition]], list[Start]],
+        on_revoked: Callable[[list[Partition]], None],
+    ) -> None:
+        """Join the group. `on_assigned` answers where to start what was assigned; what it leaves out is not read."""
+
+        def assigned(_: Consumer, partitions: list[TopicPartition]) -> None:
+            starts: list[Start] = []
+            try:
+                starts = on_assigned([(p.topic, p.partition) for p in partitions])
+            except BaseException as error:
+                self._callback_errors.append(error)
+            self._assigned |= {start.partition for start in starts}
+            self._consumer.incremental_assign([start.to_client() for start in starts])
+
+        def revoked(_: Consumer, partitions: list[TopicPartition]) -> None:
+            gone = [(p.topic, p.partition) for p in partitions]
+            try:
+                on_revoked(gone)
+            except BaseException as error:
+                self._callback_errors.append(error)
+            self._unassign(gone)
+
+        self._consumer.subscribe(list(topics), on_assign=assigned, on_revoke=revoked, on_lost=revoked)
+
+    def assign(self, starts: Iterable[Start]) -> None:
+        """Read exactly these partitions from now on, without a group."""
+        starts = list(starts)
+        self._assigned = {start.partition for start in starts}
+        self._consumer.assign([start.to_client() for start in starts])
+
+    def restart(self, start: Start) -> None:
+        """Read one assigned partition again from the position given."""
+        self._unassign([start.partition])
+        self._assigned.add(start.partition)
+        self._consumer.incremental_assign([start.to_client()])
+
+    def stop(self, partition: Partition) -> None:
+        """Stop reading a partition; its assignment in the group stays."""
+        self._unassign([partition])
+
+    def _unassign(self, partitions: Sequence[Partition]) -> None:
+        held = [partition for partition in partitions if partition in self._assigned]
+        self._assigned -= set(held)
+        if held:
+            self._consumer.incremental_unassign([TopicPartition(*partition) for partition in held])
+
+    # -- reading -------------------------------------------------------------------------------------------
+
+    def fetch(self, most: int, timeout_s: float) -> Fetched:
+        """Wait up to `timeout_s` for a first message, then take what has arrived, at most `most`.
+
+        (`consume(n, t)` would wait for n messages or the deadline.) Errors of callbacks are raised here.
+        """
+        first = self._consumer.poll(timeout_s)
+        messages = [] if first is None else [first, *self._consumer.consume(most - 1, 0)]
+        if self._callback_errors:
+            raise self._callback_errors.pop(0)
+        return self._sorted_out(messages)
+
+    def _sorted_out(self, messages: list[Message]) -> Fetched:
+        fetched = Fetched()
+        events = [message for message in messages if message.error() is not None]
+        for event in events:
+            self._note(event, fetched)
+        if events:
+            messages = [message for message in messages if message.error() is None]
+        if not messages:
+            return fetched
+        if len(self._assigned) == 1:
+            fetched.messages = {next(iter(self._assigned)): messages}
+            return fetched
+        for message in messages:
+            partition = (message.topic(), message.partition())
+            fetched.messages.setdefault(partition, []).append(message)  # type: ignore[arg-type]
+        for partition in fetched.messages.keys() - self._assigned:
+            del fetched.messages[partition]  # taken away since it was fetched: its next owner reads it
+        return fetched
+
+    def _note(self, event: Message, fetched: Fetched) -> None:
+        error = event.error()
+        assert error is not None
+        topic, number, offset = event.topic(), event.partition(), event.offset()
+        code = error.code()
+        if topic is None or number is None or number < 0:
+            fetched.warnings.append(error.str())
+        elif code == KafkaError._PARTITION_EOF:
+            fetched.ends[(topic, number)] = offset or 0
+        elif code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._LOG_TRUNCATION):
+            fetched.stopped[(topic, number)] = LogGap(
+                f"{topic}[{number}]: the log does not hold our position {offset} any more ({error.str()}): "
+                "records were removed or the log was cut back; build a new generation with `tidemark replay`"
+            )
+        else:
+            fetched.warnings.append(f"{topic}[{number}]: {error.str()}")
+
+    def commit(self, positions: dict[Partition, int], metadata: str) -> str | None:
+        """Commit positions for monitoring, waiting for the answer; the error's text when refused.
+
+        Never read back as truth: the manifest has the positions.
+        """
+        try:
+            self._consumer.commit(
+                offsets=[TopicPartition(*p, position, metadata) for p, position in positions.items()],
+                asynchronous=False,
+            )
+        except KafkaException as error:
+            return str(error.args[0])
+        return None
+
+    def end_offset(self, partition: Partition) -> int | None:
+        """The high watermark as of the last fetch, without asking the broker; None before the first one."""
+        try:
+            low_high = self._consumer.get_watermark_offsets(TopicPartition(*partition), cached=True)
+        except KafkaException:
+            return None
+        return low_high[1] if low_high and low_high[1] >= 0 else None
+
+    def pause(self, partition: Partition) -> None:
+        self._consumer.pause([TopicPartition(*partition)])
+
+    def resume(self, partition: Partition) -> None:
+        self._consumer.resume([TopicPartition(*partition)])
+
+    def close(self) -> None:
+        """Leave the group; on_revoked is called for what is held."""
+        self._consumer.close()

@@ -1,0 +1,95 @@
+"""The manifest: the one file that names a checkpoint (docs/format.md, section 2).
+
+Segments, dead rows, position, topic identity and collection identity of one partition, as one JSON value.
+Positions live only here. It is written last and create-if-absent, so a reader sees a whole checkpoint or the
+one before. Values and their JSON only; `checkpoint.py` reads and publishes them.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import msgspec
+import xxhash
+
+from tidemark.errors import CorruptCheckpoint
+
+FORMAT = 1
+
+
+class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A file of the checkpoint: its size and the XXH3 128-bit checksum of its bytes, in hex."""
+
+    bytes: int
+    xxh3_128: str
+
+
+class SegmentEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An immutable segment and which of its rows are dead at the manifest's position."""
+
+    name: str
+    kind: Literal["flat", "hnsw", "ivfpq"]
+    rows: int
+    effort: int
+    k_factor: int
+    recall: float
+    files: dict[str, FileEntry]
+    dead_rows: int = 0
+    dead_file: str | None = None
+
+    @property
+    def live_rows(self) -> int:
+        return self.rows - self.dead_rows
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A checkpoint of one partition. `position` is the next offset to apply, `digest` sums the live rows'."""
+
+    collection: str
+    generation: str
+    partition: int
+    version: int
+    writer_epoch: int
+    writer_nonce: str
+    created_ms: int
+    identity: dict[str, Any]
+    cluster_id: str
+    topic_id: str
+    position: int
+    leader_epoch: int
+    digest: int
+    segments: list[SegmentEntry] = msgspec.field(default_factory=list)
+    format: int = FORMAT
+
+    @property
+    def live_rows(self) -> int:
+        return sum(segment.live_rows for segment in self.segments)
+
+
+@dataclass(frozen=True, slots=True)
+class TopicIdentity:
+    """Which topic of which cluster; a recreated topic has the same name and another id."""
+
+    cluster_id: str
+    topic_id: str
+    partitions: int = field(default=0, compare=False)
+
+
+def encode(manifest: Manifest) -> bytes:
+    """One JSON document whose last line is the checksum of the lines before it."""
+    body = msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
+    return body + b'"xxh3_128:' + xxhash.xxh3_128_hexdigest(body).encode() + b'"\n'
+
+
+def parse(data: bytes, source: str) -> Manifest:
+    """Read a manifest; anything but the bytes that were written raises CorruptCheckpoint."""
+    body, _, checksum = data.removesuffix(b"\n").rpartition(b"\n")
+    body += b"\n"
+    if checksum != b'"xxh3_128:' + xxhash.xxh3_128_hexdigest(body).encode() + b'"':
+        raise CorruptCheckpoint(f"{source}: the manifest's checksum does not match its {len(data)} bytes")
+    try:
+        manifest = msgspec.json.decode(body, type=Manifest)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise CorruptCheckpoint(f"{source}: written by another version of Tidemark? {error}") from None
+    if manifest.format != FORMAT:
+        raise CorruptCheckpoint(f"{source}: has format {manifest.format}, this program reads {FORMAT}")
+    return manifest

@@ -1,0 +1,62 @@
+"""Which segments to build or merge next: a pure function of their sizes and dead shares.
+
+Size-tiered: rows are rewritten about log(n) times, and a partition settles at a few large segments. A built
+segment is rebuilt when more than a fifth of it is dead, because dead rows cost search effort.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# Merge when this many segments are within one tier: fewer means more rewriting, more means more to search.
+TIER_SEGMENTS = 4
+TIER_RATIO = 4
+DEAD_SHARE_MAX = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What the policy needs to know of a segment."""
+
+    name: str
+    live_rows: int
+    dead_rows: int
+    built: bool
+
+    @property
+    def dead_share(self) -> float:
+        return self.dead_rows / max(1, self.live_rows + self.dead_rows)
+
+
+def next_build(segments: Sequence[Candidate], ann_rows_min: int, rows_max: int) -> list[str]:
+    """Names of the segments to be made one, in their order; empty when all is well."""
+    flats = [segment for segment in segments if not segment.built]
+    enough = sum(segment.live_rows for segment in flats) >= ann_rows_min
+    if flats and (enough or len(flats) > TIER_SEGMENTS):
+        return _with_small_neighbours(flats, segments, rows_max)
+    for segment in segments:
+        if segment.built and segment.dead_share > DEAD_SHARE_MAX:
+            return [segment.name]
+    return _one_tier([segment for segment in segments if segment.built], rows_max)
+
+
+def _with_small_neighbours(flats: Sequence[Candidate], segments: Sequence[Candidate], rows_max: int) -> list[str]:
+    """The flats, and built segments no larger than they are together: those would be merged next anyway."""
+    taken = {segment.name for segment in flats}
+    rows = sum(segment.live_rows for segment in flats)
+    for segment in sorted((s for s in segments if s.built), key=lambda s: s.live_rows):
+        if segment.live_rows > rows or rows + segment.live_rows > rows_max:
+            break
+        taken.add(segment.name)
+        rows += segment.live_rows
+    return [segment.name for segment in segments if segment.name in taken]
+
+
+def _one_tier(built: Sequence[Candidate], rows_max: int) -> list[str]:
+    by_size = sorted(built, key=lambda segment: segment.live_rows)
+    for first in range(len(by_size) - TIER_SEGMENTS + 1):
+        tier = by_size[first : first + TIER_SEGMENTS]
+        rows = sum(segment.live_rows for segment in tier)
+        if tier[-1].live_rows <= TIER_RATIO * max(1, tier[0].live_rows) and rows <= rows_max:
+            taken = {segment.name for segment in tier}
+            return [segment.name for segment in built if segment.name in taken]
+    return []

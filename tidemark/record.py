@@ -1,0 +1,340 @@
+"""Decoding Kafka messages into one columnar batch of upserts and deletes (docs/format.md, section 1).
+
+The fast path, `raw` values of the right length, is a `b"".join` and one `np.frombuffer` per batch: no float
+is touched by Python. Bad records come back beside the batch with a reason from a closed set; decoding never
+raises for what a producer wrote. Within a batch the last record of an id wins, by offset.
+Knows nothing of consumers, topics or segments. Next: `view.py`, which applies a batch.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import msgspec
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from tidemark.collection import Collection
+
+KEY_BYTES_MAX = 1024
+METADATA_BYTES_MAX = 64 * 1024
+Reason = Literal["no_key", "bad_key", "decode", "dimension", "not_finite", "zero_norm", "too_large"]
+REASONS: tuple[Reason, ...] = (
+    "no_key",
+    "bad_key",
+    "decode",
+    "dimension",
+    "not_finite",
+    "zero_norm",
+    "too_large",
+)
+_JSON_CONTENT = re.compile(rb"\s*application/([\w.+-]+\+)?json\b", re.IGNORECASE)
+
+Headers = list[tuple[str, bytes | None]]
+
+
+class Message(Protocol):
+    """The part of `confluent_kafka.Message` that is read here."""
+
+    def key(self) -> bytes | None: ...
+    def value(self) -> bytes | None: ...
+    def offset(self) -> int | None: ...
+    def timestamp(self) -> tuple[int, int]: ...
+    def headers(self) -> Headers | None: ...
+    def leader_epoch(self) -> int | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class BadRecord:
+    """A message that could not be decoded, and why."""
+
+    message: Message
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The last operation per id of a run of messages of one partition, as columns.
+
+    `vectors` is float32 (n, dimension), normalised for cosine; the other columns of the upserts have n
+    entries too. `digests` is over the vector as the producer wrote it (see `row_digests`).
+    `position` is the next offset to apply after this batch.
+    """
+
+    ids: list[bytes]
+    hashes: NDArray[np.uint64]
+    vectors: NDArray[np.float32]
+    offsets: NDArray[np.int64]
+    timestamps: NDArray[np.int64]
+    metadata: list[bytes | None]
+    digests: NDArray[np.uint64]
+    deleted_ids: list[bytes]
+    deleted_hashes: NDArray[np.uint64]
+    position: int
+    leader_epoch: int
+    newest_timestamp: int
+    upserts: int
+    deletes: int
+
+
+class _JsonValue(msgspec.Struct):
+    vector: list[float]
+    metadata: msgspec.Raw | None = None
+
+
+_decode_json = msgspec.json.Decoder(_JsonValue).decode
+_decode_object = msgspec.json.Decoder(dict[str, object]).decode
+_hash = xxhash.xxh3_64_intdigest
+
+
+def hash_ids(ids: Sequence[bytes]) -> NDArray[np.uint64]:
+    """XXH3 64-bit of each id, uint64 (n,)."""
+    return np.fromiter(map(_hash, ids), np.uint64, len(ids))
+
+
+def row_digests(
+    id_hashes: NDArray[np.uint64], offsets: NDArray[np.int64], values: Sequence[bytes]
+) -> NDArray[np.uint64]:
+    """64-bit digest of each row over id, offset and vector bytes, uint64 (n,).
+
+    The sum of the live rows' digests modulo 2**64 is a partition's digest: independent of order, so it can
+    be kept up to date row by row. Mixed with the finaliser of SplitMix64 (Steele et al., 2014).
+    """
+    mixed = hash_ids(values)
+    mixed ^= id_hashes * np.uint64(0x9E3779B97F4A7C15)
+    mixed += offsets.astype(np.uint64) * np.uint64(0xD1342543DE82EF95)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def decode(messages: Sequence[Message], collection: Collection) -> tuple[Batch, list[BadRecord]]:
+    """Decode messages of one partition, in offset order; at least one message."""
+    decoder = _Decoder(collection, messages)
+    return decoder.batch(), decoder.bad
+
+
+class _Decoder:
+    """One call of `decode`: the columns while they are being filtered."""
+
+    def __init__(self, collection: Collection, messages: Sequence[Message]) -> None:
+        self.collection = collection
+        self.bad: list[BadRecord] = []
+        self.last = messages[-1]
+        self.messages = messages
+        self.keys = [message.key() for message in messages]
+        self.values = [message.value() for message in messages]
+        self.metadata: list[bytes | None] | None = None
+
+    def batch(self) -> Batch:
+        self._drop_bad_keys()
+        upserts = len(self.values) - self.values.count(None)
+        deletes = len(self.values) - upserts
+        self._keep_last_of_each_id()
+        self._read_values()
+        matrix = self._matrix_of_good_rows()
+        deleted = [key for key, value in zip(self.keys, self.values, strict=True) if value is None]
+        if deleted:
+            self._keep([row for row, value in enumerate(self.values) if value is not None])
+        return self._columns(matrix, deleted, upserts, deletes)
+
+    def _columns(self, matrix: NDArray[np.float32], deleted: list[bytes | None], upserts: int, deletes: int) -> Batch:
+        ids: list[bytes] = self.keys  # type: ignore[assignment]  # no None is left
+        gone: list[bytes] = deleted  # type: ignore[assignment]
+        offsets = np.fromiter((m.offset() for m in self.messages), np.int64, len(ids))
+        timestamps = np.fromiter((m.timestamp()[1] for m in self.messages), np.int64, len(ids))
+        hashes = hash_ids(ids)
+        digests = row_digests(hashes, offsets, self.values)  # type: ignore[arg-type]
+        if self.collection.metric == "cosine" and len(ids):
+            matrix = matrix / np.sqrt(np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64))[:, None]
+        return Batch(
+            ids=ids,
+            hashes=hashes,
+            vectors=matrix.astype(np.float32, copy=False),
+            offsets=offsets,
+            timestamps=timestamps,
+            metadata=self.metadata or [None] * len(ids),
+            digests=digests,
+            deleted_ids=gone,
+            deleted_hashes=hash_ids(gone),
+            position=next_position(self.last),
+            leader_epoch=epoch_of(self.last),
+            newest_timestamp=self.last.timestamp()[1],
+            upserts=upserts,
+            deletes=deletes,
+        )
+
+    def _keep(self, rows: list[int]) -> None:
+        self.messages = [self.messages[row] for row in rows]
+        self.keys = [self.keys[row] for row in rows]
+        self.values = [self.values[row] for row in rows]
+        if self.metadata is not None:
+            self.metadata = [self.metadata[row] for row in rows]
+
+    def _refuse(self, refused: dict[int, tuple[Reason, str]]) -> None:
+        for row, (reason, detail) in sorted(refused.items()):
+            self.bad.append(BadRecord(self.messages[row], reason, detail))
+        self._keep([row for row in range(len(self.keys)) if row not in refused])
+
+    def _keys_are_plain(self) -> bool:
+        """Whether no key needs a closer look; a few passes in C instead of a loop in Python."""
+        if None in self.keys:
+            return False
+        keys: list[bytes] = self.keys  # type: ignore[assignment]
+        lengths = set(map(len, keys))
+        if self.collection.id_format == "int64":
+            return lengths == {8}
+        if min(lengths) == 0 or max(lengths) > KEY_BYTES_MAX:
+            return False
+        return self.collection.id_format == "bytes" or b"".join(keys).isascii()
+
+    def _drop_bad_keys(self) -> None:
+        if self._keys_are_plain():
+            return
+        refused: dict[int, tuple[Reason, str]] = {}
+        for row, key in enumerate(self.keys):
+            if not key:
+                refused[row] = ("no_key", "the message has no key; the key is the id")
+            elif len(key) > KEY_BYTES_MAX:
+                refused[row] = ("too_large", f"the key has {len(key)} bytes, at most {KEY_BYTES_MAX}")
+            elif self.collection.id_format == "int64" and len(key) != 8:
+                refused[row] = ("bad_key", f"the key has {len(key)} bytes, an int64 id has 8")
+            elif self.collection.id_format == "utf8" and not key.isascii() and not _is_utf8(key):
+                refused[row] = ("bad_key", "the key is not UTF-8")
+        if refused:
+            self._refuse(refused)
+
+    def _keep_last_of_each_id(self) -> None:
+        """A bad value does not replace the version before it, so only rows that may be good compete."""
+        last = dict(zip(self.keys, range(len(self.keys)), strict=True))
+        if len(last) == len(self.keys):
+            return
+        self._read_values()
+        self._matrix_of_good_rows()
+        last = dict(zip(self.keys, range(len(self.keys)), strict=True))
+        self._keep(sorted(last.values()))
+
+    def _read_values(self) -> None:
+        """Turn every value into `row_bytes` of float32, and collect the metadata."""
+        if self.metadata is not None:
+            return
+        metadata: list[bytes | None] = [None] * len(self.values)
+        refused: dict[int, tuple[Reason, str]] = {}
+        expected = self.collection.row_bytes
+        for row, value in enumerate(self.values):
+            if value is None:
+                continue
+            headers = self.messages[row].headers()
+            if headers is None and len(value) == expected and self.collection.format != "json":
+                continue
+            try:
+                self.values[row], metadata[row] = self._read_value(value, headers or [])
+            except _Refused as refusal:
+                refused[row] = (refusal.reason, str(refusal))
+        self.metadata = metadata
+        if refused:
+            self._refuse(refused)
+
+    def _read_value(self, value: bytes, headers: Headers) -> tuple[bytes, bytes | None]:
+        expected = self.collection.row_bytes
+        named = dict(headers)
+        if self._is_json(value, named):
+            return self._read_json(value)
+        if len(value) != expected:
+            raise _Refused(
+                "dimension",
+                f"the value has {len(value)} bytes, {expected} are {self.collection.dimension} float32",
+            )
+        metadata = named.get("metadata")
+        if metadata is not None:
+            _check_metadata(metadata)
+        return value, metadata
+
+    def _is_json(self, value: bytes, headers: dict[str, bytes | None]) -> bool:
+        if self.collection.format != "auto":
+            return self.collection.format == "json"
+        content = headers.get("content-type")
+        if content:
+            return bool(_JSON_CONTENT.match(content))
+        return len(value) != self.collection.row_bytes and value.lstrip()[:1] == b"{"
+
+    def _read_json(self, value: bytes) -> tuple[bytes, bytes | None]:
+        try:
+            decoded = _decode_json(value)
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+            raise _Refused("decode", f"not a JSON record: {error}") from None
+        if len(decoded.vector) != self.collection.dimension:
+            raise _Refused(
+                "dimension",
+                f"the vector has {len(decoded.vector)} numbers, "
+                f"the collection's dimension is {self.collection.dimension}",
+            )
+        metadata = None if decoded.metadata is None else bytes(decoded.metadata)
+        if metadata == b"null":
+            metadata = None
+        if metadata is not None:
+            _check_metadata(metadata)
+        with np.errstate(over="ignore"):
+            return np.asarray(decoded.vector, dtype=np.float64).astype("<f4").tobytes(), metadata
+
+    def _matrix_of_good_rows(self) -> NDArray[np.float32]:
+        """float32 (n, dimension) of the upserts; rows that are not finite or have no direction are refused."""
+        dimension = self.collection.dimension
+        rows = [row for row, value in enumerate(self.values) if value is not None]
+        joined = b"".join([self.values[row] for row in rows])  # type: ignore[misc]
+        matrix = np.frombuffer(joined, dtype="<f4").reshape(len(rows), dimension)
+        # 0 x finite is 0 and 0 x (inf or NaN) is NaN: one matrix-vector product finds every bad row.
+        with np.errstate(invalid="ignore"):
+            bad = np.isnan(matrix @ np.zeros(dimension, np.float32))
+        refused: dict[int, tuple[Reason, str]] = {
+            rows[i]: ("not_finite", "the vector holds NaN, an infinity or a number beyond float32")
+            for i in np.flatnonzero(bad)
+        }
+        if self.collection.metric == "cosine":
+            zero = np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64) == 0
+            for i in np.flatnonzero(zero & ~bad):
+                refused[rows[i]] = ("zero_norm", "a zero vector has no direction under cosine")
+            bad |= zero
+        if refused:
+            matrix = matrix[~bad]
+            self._refuse(refused)
+        return matrix
+
+
+class _Refused(Exception):
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+def next_position(message: Message) -> int:
+    """The position after a message: the one place where an offset becomes a position."""
+    offset = message.offset()
+    assert offset is not None
+    return offset + 1
+
+
+def epoch_of(message: Message) -> int:
+    """The leader epoch the message was written under, -1 when the broker did not say."""
+    epoch = message.leader_epoch()
+    return -1 if epoch is None else epoch
+
+
+def _is_utf8(key: bytes) -> bool:
+    try:
+        key.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _check_metadata(metadata: bytes) -> None:
+    if len(metadata) > METADATA_BYTES_MAX:
+        raise _Refused("too_large", f"the metadata has {len(metadata)} bytes, at most {METADATA_BYTES_MAX}")
+    try:
+        _decode_object(metadata)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise _Refused("decode", f"the metadata is not a JSON object: {error}") from None

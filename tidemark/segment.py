@@ -1,0 +1,312 @@
+"""An immutable set of rows on disk: its files, its index, and the rows of it that have died since.
+
+Invariants: files never change once named by a manifest; they are mapped only after their checksums matched;
+an id is in a segment at most once. Kind `flat` is searched exactly (a killed row gets a NaN, in a private
+copy of its page), `hnsw` and `ivfpq` through an index with a bitmap of live rows.
+One writer kills rows; any number of readers search, without locks. Knows nothing of manifests' versions.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+from numpy.typing import NDArray
+
+from tidemark import index, layout
+from tidemark.collection import IndexKind, IndexParameters, Metric
+from tidemark.errors import CorruptCheckpoint
+from tidemark.exact import exact_search
+from tidemark.files import fsync_directory, fsync_file
+from tidemark.manifest import FileEntry, SegmentEntry
+from tidemark.record import hash_ids
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows to be written as a segment: float32 vectors (n, dimension) and their Arrow columns."""
+
+    vectors: NDArray[np.float32]
+    ids: Any
+    offsets: NDArray[np.int64]
+    timestamps: NDArray[np.int64]
+    metadata: Any
+    digests: NDArray[np.uint64]
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+
+def write_segment(directory: Path, rows: Rows, metric: Metric, parameters: IndexParameters, seed: int) -> SegmentEntry:
+    """Write and fsync a new segment directory; the caller makes it known by a manifest."""
+    directory.mkdir(parents=True)
+    rows.vectors.astype("<f4", copy=False).tofile(directory / layout.VECTORS)
+    _write_columns(directory / layout.ROWS, rows)
+    kind = index.kind_for(len(rows), parameters)
+    search = index.SearchParameters()
+    names = [layout.VECTORS, layout.ROWS]
+    if kind != "flat":
+        built, search = index.build(rows.vectors, metric, parameters, seed)
+        index.write(built, directory / layout.INDEX)
+        names.append(layout.INDEX)
+    for name in names:
+        fsync_file(directory / name)
+    fsync_directory(directory)
+    fsync_directory(directory.parent)
+    return SegmentEntry(
+        name=directory.name,
+        kind=kind,
+        rows=len(rows),
+        effort=search.effort,
+        k_factor=search.k_factor,
+        recall=search.recall,
+        files={name: file_entry(directory / name) for name in names},
+    )
+
+
+def _write_columns(path: Path, rows: Rows) -> None:
+    hashes = hash_ids(rows.ids.to_pylist())
+    order = np.argsort(hashes, kind="stable")
+    table = pa.table(
+        {
+            "id": rows.ids,
+            "offset": rows.offsets,
+            "timestamp": rows.timestamps,
+            "metadata": rows.metadata,
+            "digest": rows.digests,
+            "sorted_hash": hashes[order],
+            "sorted_row": order.astype(np.uint32),
+        }
+    )
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def file_entry(path: Path) -> FileEntry:
+    """Size and checksum of a file as it is on disk now."""
+    size = path.stat().st_size
+    if size == 0:
+        return FileEntry(0, xxhash.xxh3_128_hexdigest(b""))
+    return FileEntry(size, xxhash.xxh3_128_hexdigest(np.memmap(path, np.uint8, "r")))
+
+
+def verify_file(path: Path, expected: FileEntry) -> None:
+    """Raise CorruptCheckpoint unless the file has exactly the bytes the manifest names."""
+    try:
+        found = file_entry(path)
+    except FileNotFoundError:
+        raise CorruptCheckpoint(f"{path}: the file is missing") from None
+    if found != expected:
+        raise CorruptCheckpoint(
+            f"{path}: has {found.bytes} bytes with checksum {found.xxh3_128}, "
+            f"the manifest says {expected.bytes} with {expected.xxh3_128}"
+        )
+
+
+class Segment:
+    """An opened segment. `rows` never changes; `dead_rows` only grows."""
+
+    def __init__(self, directory: Path, entry: SegmentEntry, dimension: int, metric: Metric) -> None:
+        self.name = entry.name
+        self.entry = entry
+        self.directory = directory
+        self.kind: IndexKind = entry.kind
+        self.rows = entry.rows
+        self.metric = metric
+        self.parameters = index.SearchParameters(entry.effort, entry.k_factor, entry.recall)
+        for name, expected in entry.files.items():
+            verify_file(directory / name, expected)
+        self._open_vectors(dimension)
+        self._open_columns()
+        self._index = None
+        if self.kind != "flat":
+            self._index = index.open_mapped(directory / layout.INDEX, self.kind, self.rows, dimension)
+        self.live = np.full((self.rows + 7) // 8, 0xFF, np.uint8)
+        self.dead_rows = 0
+        self.saved_dead_rows = 0
+        if entry.dead_file:
+            verify_file(directory / entry.dead_file, entry.files[entry.dead_file])
+            self._open_dead_rows(entry.dead_file)
+
+    def _open_vectors(self, dimension: int) -> None:
+        path = self.directory / layout.VECTORS
+        if path.stat().st_size != 4 * dimension * self.rows:
+            raise CorruptCheckpoint(f"{path}: is not {self.rows} rows x {dimension} float32")
+        # Copy on write: a kill in a flat segment dirties one private page, the file stays as it is.
+        mode = "c" if self.kind == "flat" else "r"
+        self.vectors = np.asarray(np.memmap(path, "<f4", mode, shape=(self.rows, dimension)))
+
+    def _open_columns(self) -> None:
+        path = self.directory / layout.ROWS
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all().combine_chunks()
+        if table.num_rows != self.rows:
+            raise CorruptCheckpoint(f"{path}: has {table.num_rows} rows, the manifest says {self.rows}")
+        columns = {name: table.column(name).chunk(0) for name in table.column_names}
+        self.ids = columns["id"]
+        self.metadata = columns["metadata"]
+        self.offsets: NDArray[np.int64] = columns["offset"].to_numpy()
+        self.timestamps: NDArray[np.int64] = columns["timestamp"].to_numpy()
+        self.digests: NDArray[np.uint64] = columns["digest"].to_numpy()
+        self._sorted_hashes: NDArray[np.uint64] = columns["sorted_hash"].to_numpy()
+        self._sorted_rows: NDArray[np.uint32] = columns["sorted_row"].to_numpy()
+
+    def _open_dead_rows(self, name: str) -> None:
+        bits = np.fromfile(self.directory / name, np.uint8)
+        if len(bits) != len(self.live):
+            raise CorruptCheckpoint(f"{self.directory / name}: has {len(bits)} bytes for {self.rows} rows")
+        dead = np.flatnonzero(np.unpackbits(bits, count=self.rows, bitorder="little"))
+        self.kill(dead.astype(np.int64))
+        self.saved_dead_rows = self.dead_rows
+
+    @property
+    def live_count(self) -> int:
+        return self.rows - self.dead_rows
+
+    @property
+    def is_built(self) -> bool:
+        return self._index is not None
+
+    def dead_mask(self) -> NDArray[np.bool_]:
+        """Which rows are dead, bool (rows,)."""
+        return np.unpackbits(self.live, count=self.rows, bitorder="little") == 0
+
+    def save_dead_rows(self, version: int) -> None:
+        """Write the dead rows' bitmap as of now, durably, and name it in `entry`."""
+        if self.dead_rows == self.saved_dead_rows:
+            return
+        path = self.directory / layout.dead_rows_name(version)
+        np.packbits(self.dead_mask(), bitorder="little").tofile(path)
+        fsync_file(path)
+        fsync_directory(self.directory)
+        files = {n: f for n, f in self.entry.files.items() if n != self.entry.dead_file}
+        files[path.name] = file_entry(path)
+        self.entry = msgspec.structs.replace(self.entry, files=files, dead_rows=self.dead_rows, dead_file=path.name)
+        self.saved_dead_rows = self.dead_rows
+
+    def find(self, hashes: NDArray[np.uint64], ids: Sequence[bytes]) -> NDArray[np.int64]:
+        """The live rows that hold one of the ids (whose hashes are given, in the same order)."""
+        found = []
+        at = np.searchsorted(self._sorted_hashes, hashes)
+        candidates = np.flatnonzero(at < self.rows)
+        at = at[candidates]
+        while len(candidates):
+            same = self._sorted_hashes[at] == hashes[candidates]
+            candidates, at = candidates[same], at[same]
+            if not len(candidates):
+                break
+            rows = self._sorted_rows[at].astype(np.int64)
+            equal = pc.equal(self.ids.take(pa.array(rows)), pa.array([ids[i] for i in candidates], pa.large_binary()))
+            hit = equal.to_numpy(zero_copy_only=False)
+            found.append(rows[hit])
+            # Two ids may share a hash: those not yet found look at the next entry too.
+            candidates, at = candidates[~hit], at[~hit] + 1
+            inside = at < self.rows
+            candidates, at = candidates[inside], at[inside]
+        if not found:
+            return np.empty(0, np.int64)
+        rows = np.concatenate(found)
+        return rows[self._live_mask(rows)]
+
+    def _live_mask(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return (self.live[rows >> 3] >> (rows & 7).astype(np.uint8) & 1).astype(np.bool_)
+
+    def kill(self, rows: NDArray[np.int64]) -> int:
+        """Mark live rows dead; returns the sum of their digests modulo 2**64."""
+        bits = (~(np.uint8(1) << (rows & 7).astype(np.uint8))).astype(np.uint8)
+        np.bitwise_and.at(self.live, rows >> 3, bits)
+        if self.kind == "flat":
+            self.vectors[rows, 0] = np.nan
+        self.dead_rows += len(rows)
+        return int(self.digests[rows].sum())
+
+    def search(
+        self, queries: NDArray[np.float32], k: int, effort: float, exact: bool
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """FAISS distances and row numbers of live rows, nearest first, -1 where there are fewer."""
+        if self._index is None:
+            return exact_search(self.vectors, queries, k, self.metric)
+        if exact:
+            return self._search_exactly(queries, k)
+        live = self.live if self.dead_rows else None
+        return index.search(self._index, self.vectors, queries, k, self.metric, self.parameters, live, effort)
+
+    def _search_exactly(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Ask for as many more rows as are dead, in steps, and leave the dead out."""
+        asked = k
+        while True:
+            distances, rows = exact_search(self.vectors, queries, asked, self.metric)
+            alive = (rows >= 0) & self._live_mask(rows)
+            if asked >= self.rows or (alive.sum(axis=1) >= k).all():
+                break
+            asked = min(self.rows, max(asked * 4, k + min(self.dead_rows, 1_000)))
+        rows = np.where(alive, rows, -1)
+        order = np.argsort(~alive, axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(distances, order, 1), np.take_along_axis(rows, order, 1)
+
+    def id_of(self, row: int) -> bytes:
+        return self.ids[row].as_py()  # type: ignore[no-any-return]
+
+    def offset_of(self, row: int) -> int:
+        return int(self.offsets[row])
+
+    def timestamp_of(self, row: int) -> int:
+        return int(self.timestamps[row])
+
+    def metadata_of(self, row: int) -> bytes | None:
+        return self.metadata[row].as_py()  # type: ignore[no-any-return]
+
+    def vector_of(self, row: int) -> NDArray[np.float32]:
+        return self.vectors[row]
+
+    def is_live(self, row: int) -> bool:
+        return bool(self.live[row >> 3] >> (row & 7) & 1)
+
+    def live_part(self) -> Rows:
+        """The rows alive now, vectors copied, for a merge."""
+        rows = np.flatnonzero(~self.dead_mask())
+        taken = pa.array(rows)
+        return Rows(
+            vectors=self.vectors[rows],
+            ids=self.ids.take(taken),
+            offsets=self.offsets[rows],
+            timestamps=self.timestamps[rows],
+            metadata=self.metadata.take(taken),
+            digests=self.digests[rows],
+        )
+
+
+class ReadableRows(Protocol):
+    """What a search needs of a hit's source: a tail in memory or a segment on disk."""
+
+    def id_of(self, row: int) -> bytes: ...
+    def offset_of(self, row: int) -> int: ...
+    def timestamp_of(self, row: int) -> int: ...
+    def metadata_of(self, row: int) -> bytes | None: ...
+    def vector_of(self, row: int) -> NDArray[np.float32]: ...
+    def is_live(self, row: int) -> bool: ...
+
+
+def concatenate(parts: Sequence[Rows]) -> Rows:
+    """The rows of all parts, in the parts' order."""
+    return Rows(
+        vectors=np.concatenate([part.vectors for part in parts]),
+        ids=pa.concat_arrays([part.ids for part in parts]),
+        offsets=np.concatenate([part.offsets for part in parts]),
+        timestamps=np.concatenate([part.timestamps for part in parts]),
+        metadata=pa.concat_arrays([part.metadata for part in parts]),
+        digests=np.concatenate([part.digests for part in parts]),
+    )
+
+
+def remove_segment_files(directory: Path) -> None:
+    """Remove a segment's files and directory; what is already gone is fine."""
+    for path in list(directory.iterdir()) if directory.is_dir() else []:
+        path.unlink(missing_ok=True)
+    if directory.is_dir():
+        os.rmdir(directory)

@@ -1,0 +1,77 @@
+"""What every process of Tidemark does at its edges: logging, stop signals, exit codes, die with a parent.
+
+Signal handlers only set a flag: an exception from one would be raised inside the Kafka client and lose a batch.
+"""
+
+import ctypes
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Literal
+
+from tidemark.errors import BadConfiguration, TidemarkError
+
+# sysexits.h: 78 is a configuration error, 70 an internal one; 69 a service that is not available.
+EXIT_CONFIGURATION = 78
+EXIT_UNAVAILABLE = 69
+
+_PR_SET_PDEATHSIG = 1
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{record.msecs:03.0f}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry)
+
+
+def log_to_stderr(log_format: Literal["text", "json"]) -> None:
+    output = logging.StreamHandler(sys.stderr)
+    text = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%H:%M:%S")
+    output.setFormatter(_JsonFormatter() if log_format == "json" else text)
+    logging.basicConfig(level=logging.INFO, handlers=[output], force=True)
+
+
+def stop_on_signals() -> threading.Event:
+    """An event set by SIGTERM or SIGINT; a second signal ends the process at once."""
+    stopping = threading.Event()
+
+    def on_signal(number: int, _: object) -> None:
+        if stopping.is_set():
+            os._exit(128 + number)
+        stopping.set()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    return stopping
+
+
+def die_with_parent() -> None:
+    """Have the kernel end this process when its parent dies, also by SIGKILL."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a command; an error an operator can act on is one line on stderr and an exit code."""
+    try:
+        main()
+    except BadConfiguration as error:
+        sys.exit(_say(error, EXIT_CONFIGURATION))
+    except TidemarkError as error:
+        sys.exit(_say(error, EXIT_UNAVAILABLE))
+
+
+def _say(error: TidemarkError, code: int) -> int:
+    sys.stderr.write(f"error: {error}\n")
+    return code

@@ -1,0 +1,251 @@
+"""The settings of both services and the command line: one typed table, from `tidemark.toml` and `TIDEMARK_*`.
+
+Precedence: environment, then the file, then the defaults here. Unknown names are refused with the nearest
+known one. librdkafka's own options go through under [kafka]. docs/operations.md lists every setting, and
+tests/test_settings.py compares it with this table. The view's modules do not import this one.
+"""
+
+import difflib
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlparse
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from tidemark.collection import (
+    DIMENSION_MAX,
+    Collection,
+    IdFormat,
+    IndexKind,
+    IndexParameters,
+    Metric,
+    RecordFormat,
+)
+from tidemark.errors import BadConfiguration
+from tidemark.kafka_settings import check
+
+DEFAULT_FILE = "tidemark.toml"
+_OTHER_VARIABLES = {
+    "TIDEMARK_CONFIG",
+    "TIDEMARK_UP_DIR",
+    "TIDEMARK_CACHE_DIR",
+    "TIDEMARK_MAVEN_REPOSITORY",
+    "TIDEMARK_CRASH_AT",
+    "TIDEMARK_API",
+}
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class IndexSettings(_Table):
+    """[collections.NAME.index]"""
+
+    kind: IndexKind = Field("ivfpq", description="ivfpq, hnsw or flat (no index, always exact)")
+    recall_target: float = Field(0.97, gt=0, le=1, description="recall@10 a segment is calibrated to")
+    nlist: int = Field(0, ge=0, description="ivfpq: inverted lists, 0 = 4 x sqrt(rows)")
+    m: int = Field(16, ge=2, le=256, description="hnsw: links per node")
+    ef_construction: int = Field(64, ge=4, le=4096, description="hnsw: candidates while building")
+    ann_rows_min: int = Field(8_192, ge=256, description="rows below which a segment is searched exactly")
+
+
+class CollectionSettings(_Table):
+    """[collections.NAME]"""
+
+    topic: str = Field("", description="the topic it is a view of; default: the collection's name")
+    dimension: int = Field(ge=1, le=DIMENSION_MAX, description="numbers per vector")
+    metric: Metric = Field("cosine", description="cosine, l2 or ip")
+    format: RecordFormat = Field("auto", description="raw, json or auto (docs/format.md)")
+    id_format: IdFormat = Field("utf8", description="how keys are shown: utf8, int64 or bytes (base64)")
+    dead_letter_topic: str = Field("", description="where bad records go; default: <topic>.dead-letters")
+    index: IndexSettings = IndexSettings()  # type: ignore[call-arg]
+
+
+class CheckpointSettings(_Table):
+    """[checkpoint]"""
+
+    url: str = Field("file:///var/lib/tidemark", description="where checkpoints are kept: file:///PATH")
+    interval_s: float = Field(5.0, gt=0, description="seconds between checkpoints while records arrive")
+    rows: int = Field(200_000, gt=0, description="rows in memory after which a checkpoint is made at once")
+    grace_s: float = Field(60.0, ge=0, description="seconds an obsolete file is kept for readers")
+
+
+class ConsumerSettings(_Table):
+    """[consumer]"""
+
+    group: str = Field("tidemark", description="the consumer group")
+    host: str = Field("127.0.0.1", description="address of its metrics and health")
+    port: int = Field(8081, ge=0, le=65535, description="port of its metrics and health, 0 = a free one")
+    fetch_records: int = Field(2_000, ge=1, description="records applied as one batch, at most")
+    unbuilt_rows_max: int = Field(1_000_000, gt=0, description="rows without an index at which fetching pauses")
+    segment_rows_max: int = Field(4_000_000, gt=0, description="rows of a merged segment, at most")
+    build_threads: int = Field(0, ge=0, description="threads of the builder, 0 = one per core")
+
+
+class ApiSettings(_Table):
+    """[api]"""
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8080, ge=0, le=65535, description="port to listen on, 0 = a free one")
+    search_threads: int = Field(0, ge=0, description="searches at once, 0 = one per core")
+    search_queue_max: int = Field(256, ge=1, description="searches waiting before 429 is answered")
+    fetch_records: int = Field(500, ge=1, description="records applied as one batch, at most")
+    tail_rows_max: int = Field(1_000_000, gt=0, description="rows beyond the newest manifest at which it stops")
+    ready_max_lag: int = Field(1_000, ge=0, description="offset lag up to which it gets ready")
+    body_bytes_max: int = Field(16 * 1024 * 1024, ge=1024, description="largest request body")
+    write_timeout_s: float = Field(10.0, gt=0, description="how long a write waits for the brokers")
+
+
+class Settings(BaseSettings):
+    """The whole table; read it with `load`."""
+
+    model_config = SettingsConfigDict(env_prefix="TIDEMARK_", env_nested_delimiter="__", extra="forbid", frozen=True)
+
+    kafka: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    checkpoint: CheckpointSettings = CheckpointSettings()  # type: ignore[call-arg]
+    consumer: ConsumerSettings = ConsumerSettings()  # type: ignore[call-arg]
+    api: ApiSettings = ApiSettings()  # type: ignore[call-arg]
+    collections: dict[str, CollectionSettings] = Field(default_factory=dict)
+    log_format: Literal["text", "json"] = "text"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return env_settings, init_settings
+
+    @property
+    def checkpoint_root(self) -> Path:
+        """The checkpoint directory."""
+        url = urlparse(self.checkpoint.url)
+        if url.scheme != "file" or url.netloc not in ("", "localhost") or not url.path:
+            raise BadConfiguration(
+                f"checkpoint.url is {self.checkpoint.url!r}: only a directory as file:///PATH can be used"
+            )
+        return Path(url.path)
+
+    def collection(self, name: str) -> Collection:
+        found = self.collections.get(name)
+        if found is None:
+            known = ", ".join(sorted(self.collections)) or "none"
+            raise BadConfiguration(f"no collection {name!r} is configured; there are: {known}")
+        return Collection(
+            name=name,
+            topic=found.topic or name,
+            dimension=found.dimension,
+            metric=found.metric,
+            format=found.format,
+            id_format=found.id_format,
+            dead_letter_topic=found.dead_letter_topic,
+            index=IndexParameters(**found.index.model_dump()),
+        )
+
+    def all_collections(self) -> list[Collection]:
+        return [self.collection(name) for name in sorted(self.collections)]
+
+
+def load(file: Path | None = None) -> Settings:
+    """Read the settings; raises BadConfiguration that names every wrong setting and where it stands."""
+    path = file or Path(os.environ.get("TIDEMARK_CONFIG", DEFAULT_FILE))
+    table: dict[str, Any] = {}
+    if path.exists():
+        try:
+            table = tomllib.loads(path.read_text())
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise BadConfiguration(f"{path}: is not valid TOML: {error}") from None
+    elif file is not None or "TIDEMARK_CONFIG" in os.environ:
+        raise BadConfiguration(f"{path}: no such file")
+    table["kafka"] = _kafka(table.get("kafka", {}), path)
+    _refuse_unknown_variables()
+    try:
+        settings = Settings(**table)
+    except ValidationError as error:
+        raise BadConfiguration(_explain(error, path)) from None
+    _check(settings, path)
+    return settings
+
+
+def _kafka(table: Any, path: Path) -> dict[str, Any]:
+    """The [kafka] table with dotted names: TOML reads `bootstrap.servers = ...` as nested tables."""
+    if not isinstance(table, dict):
+        raise BadConfiguration(f"{path}: [kafka] must be a table of librdkafka options")
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for name, below in value.items():
+                walk(f"{prefix}.{name}" if prefix else name, below)
+        else:
+            flat[prefix] = value
+
+    walk("", table)
+    if servers := os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
+        flat["bootstrap.servers"] = servers
+    return flat
+
+
+def _refuse_unknown_variables() -> None:
+    sections = [f"TIDEMARK_{name.upper()}" for name in Settings.model_fields]
+    for name in os.environ:
+        known = name in _OTHER_VARIABLES or any(
+            name == section or name.startswith(section + "__") for section in sections
+        )
+        if name.startswith("TIDEMARK_") and not known:
+            raise BadConfiguration(f"environment variable {name} is not a setting{_nearest(name, sections)}")
+
+
+def _explain(error: ValidationError, path: Path) -> str:
+    lines = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{path}: unknown setting {where}{_nearest(where, _known_names(problem['loc']))}")
+        else:
+            lines.append(f"{path}: {where}: {problem['msg']} (it is {problem['input']!r})")
+    return "\n".join(lines)
+
+
+def _known_names(location: tuple[int | str, ...]) -> list[str]:
+    """Full names of the settings that may stand beside the one at `location`."""
+    model: Any = Settings
+    above: list[str] = []
+    for part in location[:-1]:
+        above.append(str(part))
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            continue
+        field = model.model_fields.get(str(part))
+        model = CollectionSettings if part == "collections" else (field.annotation if field else None)
+        if part == "collections":
+            continue
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        return []
+    return [".".join([*above, name]) for name in model.model_fields]
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _check(settings: Settings, path: Path) -> None:
+    check(settings.kafka)
+    if not settings.collections:
+        raise BadConfiguration(f"{path}: no collection is configured: add a [collections.NAME] table")
+    owner: dict[str, str] = {}
+    for collection in settings.all_collections():
+        other = owner.setdefault(collection.topic, collection.name)
+        if other != collection.name:
+            raise BadConfiguration(
+                f"{path}: collections {other!r} and {collection.name!r} both read topic {collection.topic!r}: "
+                "one topic is the log of one collection"
+            )
+    settings.checkpoint_root  # noqa: B018  # refuses a checkpoint.url we cannot use

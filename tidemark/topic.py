@@ -1,0 +1,138 @@
+"""Asking the brokers about topics: which topic it is, where its log starts and ends, offsets by time.
+
+Uses the admin client only, so any thread may ask. Answers are of the moment; nothing is cached. Raises
+BrokerUnreachable with the addresses tried, and TopicMissing with what to do.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from confluent_kafka import (
+    ConsumerGroupTopicPartitions,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec
+
+from tidemark.errors import BrokerUnreachable, TopicMissing
+from tidemark.kafka_settings import Settings, admin_settings
+from tidemark.log import Partition
+from tidemark.manifest import TopicIdentity
+
+T = TypeVar("T")
+_UNREACHABLE = {
+    KafkaError._TIMED_OUT,
+    KafkaError._TRANSPORT,
+    KafkaError._ALL_BROKERS_DOWN,
+    KafkaError._RESOLVE,
+    KafkaError._AUTHENTICATION,
+}
+
+
+class Topics:
+    """The brokers' view of topics; `timeout_s` bounds every question."""
+
+    def __init__(self, settings: Settings, timeout_s: float = 10.0) -> None:
+        self._addresses = str(settings["bootstrap.servers"])
+        self._timeout_s = timeout_s
+        self._admin = AdminClient(admin_settings(settings))
+
+    def _ask(self, what: str, question: Callable[[], Any]) -> Any:
+        try:
+            return question()
+        except KafkaException as error:
+            if error.args[0].code() in _UNREACHABLE:
+                raise BrokerUnreachable(
+                    f"no broker at {self._addresses} answered within {self._timeout_s:g} s ({what}: "
+                    f"{error.args[0].str()}): check kafka.bootstrap.servers, the network and security settings"
+                ) from error
+            raise
+
+    def identity(self, topic: str) -> TopicIdentity:
+        """Cluster id, topic id and number of partitions; raises TopicMissing."""
+
+        def question() -> TopicIdentity:
+            cluster = self._admin.describe_cluster(request_timeout=self._timeout_s).result()
+            described = self._admin.describe_topics(TopicCollection([topic]), request_timeout=self._timeout_s)[
+                topic
+            ].result()
+            return TopicIdentity(cluster.cluster_id or "", str(described.topic_id), len(described.partitions))
+
+        try:
+            return self._ask(f"describing topic {topic!r}", question)  # type: ignore[no-any-return]
+        except KafkaException as error:
+            if error.args[0].code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
+                raise TopicMissing(
+                    f"topic {topic!r} does not exist at {self._addresses}: create it (for example "
+                    f"`kafka-topics.sh --create --topic {topic} --partitions 4`); only `tidemark up` creates topics"
+                ) from error
+            raise
+
+    def exists(self, topic: str) -> bool:
+        try:
+            self.identity(topic)
+        except TopicMissing:
+            return False
+        return True
+
+    def create(self, topic: str, partitions: int, config: dict[str, str] | None = None) -> None:
+        """Create a topic with the cluster's default replication; an existing one is left as it is."""
+        new = NewTopic(topic, num_partitions=partitions, config=config or {})
+        try:
+            self._ask(f"creating topic {topic!r}", lambda: self._admin.create_topics([new])[topic].result())
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise
+
+    def starts(self, partitions: list[Partition]) -> dict[Partition, int]:
+        """The first offset each log still holds."""
+        return self._offsets(partitions, OffsetSpec.earliest())
+
+    def ends(self, partitions: list[Partition]) -> dict[Partition, int]:
+        """The offset after the last record a read-committed reader may see."""
+        return self._offsets(partitions, OffsetSpec.latest())
+
+    def at_time(self, partitions: list[Partition], timestamp_ms: int) -> dict[Partition, int | None]:
+        """The first offset at or after a time; None when every record is older (brokers say END then)."""
+        found = self._offsets(partitions, OffsetSpec.for_timestamp(timestamp_ms))
+        return {partition: offset if offset >= 0 else None for partition, offset in found.items()}
+
+    def _offsets(self, partitions: list[Partition], spec: OffsetSpec) -> dict[Partition, int]:
+        if not partitions:
+            return {}
+
+        def question() -> dict[Partition, int]:
+            futures: dict[TopicPartition, Future[Any]] = self._admin.list_offsets(
+                {TopicPartition(*partition): spec for partition in partitions},
+                isolation_level=IsolationLevel.READ_COMMITTED,
+                request_timeout=self._timeout_s,
+            )
+            return {(at.topic, at.partition): future.result().offset for at, future in futures.items()}
+
+        return self._ask("listing offsets", question)  # type: ignore[no-any-return]
+
+    def tombstones_kept_ms(self, topic: str) -> int | None:
+        """How long a compacted topic keeps its deletes; None when it is not compacted."""
+        resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
+        config = self._ask(
+            f"reading the configuration of topic {topic!r}",
+            lambda: self._admin.describe_configs([resource], request_timeout=self._timeout_s)[resource].result(),
+        )
+        if "compact" not in str(config["cleanup.policy"].value):
+            return None
+        return int(config["delete.retention.ms"].value)
+
+    def committed(self, group: str, partitions: list[Partition]) -> dict[Partition, int]:
+        """The group's committed offsets, for display only; partitions without one are left out."""
+        request = ConsumerGroupTopicPartitions(group, [TopicPartition(*p) for p in partitions])
+
+        def question() -> dict[Partition, int]:
+            answer = self._admin.list_consumer_group_offsets([request], request_timeout=self._timeout_s)
+            found = answer[group].result().topic_partitions
+            return {(p.topic, p.partition): p.offset for p in found if p.offset >= 0}
+
+        return self._ask("listing committed offsets", question)  # type: ignore[no-any-return]

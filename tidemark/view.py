@@ -1,0 +1,252 @@
+"""The view of one partition: what its log says, as rows that can be searched.
+
+    apply:   find old rows -> append to the tail (visible) -> kill old rows -> publish the new position
+    seal:    a full tail gets no more rows, a new one takes over
+    save:    all tails become one flat segment on disk (consumer, at a checkpoint)
+    install: a built segment takes the place of the segments it was built from (consumer)
+    follow:  the segments of a new manifest take the place of ours (api)
+
+Invariants: one thread calls these; any number search, through `searcher`, which is replaced by one
+assignment and never changed. A new row is visible before the row it replaces is killed, and a position is
+published only after its kills, so a search finds an id's newest version at its position, once.
+Knows nothing of Kafka, manifests or HTTP. Reading is in `searcher.py`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from tidemark.collection import Collection
+from tidemark.record import Batch, hash_ids
+from tidemark.segment import Rows, Segment
+from tidemark.tail import Tail
+
+# Rows of a tail: 8k rows of 128-d are scanned in 0.1 ms. Re-measured by benchmarks/main_job.py.
+TAIL_ROWS = 8_192
+DIGEST_MODULUS = 2**64
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionSearcher:
+    """An immutable snapshot: everything below `position` is in it, and nothing of it is ever half there."""
+
+    segments: tuple[Segment, ...]
+    tails: tuple[Tail, ...]
+    position: int
+    newest_timestamp: int
+
+
+class View:
+    """One partition of a collection; see the module's docstring for its verbs."""
+
+    def __init__(self, collection: Collection, partition: int, tail_rows: int = TAIL_ROWS) -> None:
+        self.collection = collection
+        self.partition = partition
+        self.kills = 0
+        self.digest = 0
+        self.leader_epoch = -1
+        self._tail_rows = tail_rows
+        self._recent: dict[bytes, int] = {}
+        self._deletes: list[tuple[int, bytes]] = []
+        self.searcher = PartitionSearcher((), (self._new_tail(0),), 0, 0)
+
+    @property
+    def position(self) -> int:
+        return self.searcher.position
+
+    @property
+    def live_rows(self) -> int:
+        return len(self._recent) + sum(segment.live_count for segment in self.searcher.segments)
+
+    @property
+    def dead_rows(self) -> int:
+        searcher = self.searcher
+        in_tails = sum(tail.rows for tail in searcher.tails) - len(self._recent)
+        return in_tails + sum(segment.dead_rows for segment in searcher.segments)
+
+    @property
+    def tail_rows(self) -> int:
+        """Rows in memory, not yet in any checkpoint."""
+        return sum(tail.rows for tail in self.searcher.tails)
+
+    @property
+    def unbuilt_rows(self) -> int:
+        """Rows that every search scans exactly: tails and flat segments."""
+        flat = sum(segment.rows for segment in self.searcher.segments if not segment.is_built)
+        return self.tail_rows + flat
+
+    def _new_tail(self, base: int) -> Tail:
+        return Tail(self.collection.dimension, self._tail_rows, base)
+
+    # -- apply ---------------------------------------------------------------------------------------------
+
+    def apply(self, batch: Batch) -> None:
+        """Make a batch visible to the next search; its records start at or after our position."""
+        ids = batch.ids + batch.deleted_ids
+        hashes = np.concatenate([batch.hashes, batch.deleted_hashes])
+        old_recent = [row for row in map(self._recent.get, ids) if row is not None]
+        old_in_segments = [
+            (segment, rows) for segment in self.searcher.segments if len(rows := segment.find(hashes, ids))
+        ]
+        self._append(batch)
+        for id_ in batch.deleted_ids:
+            self._recent.pop(id_, None)
+        self._deletes += [(batch.position, id_) for id_ in batch.deleted_ids]
+        self.kills += 1  # after the rows are visible, before the first kill: see searcher.py
+        self._kill(old_recent, old_in_segments)
+        if len(batch.digests):
+            self.digest = (self.digest + int(batch.digests.sum())) % DIGEST_MODULUS
+        self.leader_epoch = batch.leader_epoch
+        self.searcher = replace(self.searcher, position=batch.position, newest_timestamp=batch.newest_timestamp)
+
+    def advance(self, position: int) -> None:
+        """Move over offsets that hold no records: transaction markers, compacted ends, bad records."""
+        if position > self.position:
+            self.searcher = replace(self.searcher, position=position)
+
+    def _append(self, batch: Batch) -> None:
+        done, count = 0, len(batch.ids)
+        tail = self.searcher.tails[-1]
+        first = tail.base + tail.rows
+        while done < count:
+            if not tail.room:
+                tail = self._seal()
+            stop = min(count, done + tail.room)
+            tail.append(batch, done, stop)
+            done = stop
+        self._recent.update(zip(batch.ids, range(first, first + count), strict=True))
+
+    def _seal(self) -> Tail:
+        full = self.searcher.tails[-1]
+        tail = self._new_tail(full.base + full.rows)
+        self.searcher = replace(self.searcher, tails=(*self.searcher.tails, tail))
+        return tail
+
+    def _kill(self, recent: list[int], in_segments: Sequence[tuple[Segment, NDArray[np.int64]]]) -> None:
+        killed = 0
+        if recent:
+            numbers = np.sort(np.array(recent, np.int64))
+            for tail in self.searcher.tails:
+                first, last = np.searchsorted(numbers, (tail.base, tail.base + tail.rows))
+                if last > first:
+                    killed += tail.kill(numbers[first:last] - tail.base)
+        for segment, rows in in_segments:
+            killed += segment.kill(rows)
+        self.digest = (self.digest - killed) % DIGEST_MODULUS
+
+    def recent_row(self, id_: bytes) -> tuple[Tail, int] | None:
+        """The tail and row that hold an id's newest version, None when no tail does."""
+        number = self._recent.get(id_)
+        if number is None:
+            return None
+        for tail in reversed(self.searcher.tails):
+            if tail.base <= number < tail.base + tail.rows:
+                return tail, number - tail.base
+        return None
+
+    # -- save and install (the consumer) -------------------------------------------------------------------
+
+    def unsaved_rows(self) -> Rows | None:
+        """The live rows of all tails, None when there are none."""
+        parts = [(tail, tail.live_rows) for tail in self.searcher.tails]
+        parts = [(tail, rows) for tail, rows in parts if len(rows)]
+        if not parts:
+            return None
+        return Rows(
+            vectors=np.concatenate([tail.vectors[rows] for tail, rows in parts]),
+            ids=pa.array([tail.ids[row] for tail, rows in parts for row in rows], pa.large_binary()),
+            offsets=np.concatenate([tail.offsets[rows] for tail, rows in parts]),
+            timestamps=np.concatenate([tail.timestamps[rows] for tail, rows in parts]),
+            metadata=pa.array([tail.metadata[row] for tail, rows in parts for row in rows], pa.large_binary()),
+            digests=np.concatenate([tail.digests[rows] for tail, rows in parts]),
+        )
+
+    def saved(self, segment: Segment | None) -> None:
+        """The rows of `unsaved_rows` are on disk as this segment; an empty tail takes over."""
+        end = self.searcher.tails[-1].base + self.searcher.tails[-1].rows
+        segments = self.searcher.segments if segment is None else (*self.searcher.segments, segment)
+        self.searcher = replace(self.searcher, segments=segments, tails=(self._new_tail(end),))
+        self._recent = {}  # after the searcher: a reader that finds nothing here looks at the searcher again
+        self._deletes = []
+
+    def install(
+        self, built: Segment | None, inputs: Sequence[str], dead_when_read: dict[str, NDArray[np.bool_]]
+    ) -> None:
+        """Put a built segment (None: no row was left) in the place of its inputs, in their first one's place.
+
+        `dead_when_read` has, per input, the rows the builder left out; rows that died since are killed here.
+        """
+        first_row = 0
+        for segment in self.searcher.segments:
+            if segment.name not in inputs:
+                continue
+            kept = ~dead_when_read[segment.name]
+            died_since = segment.dead_mask()[kept]
+            if built is not None and died_since.any():
+                built.kill(first_row + np.flatnonzero(died_since))
+            first_row += int(kept.sum())
+        segments: list[Segment] = []
+        for segment in self.searcher.segments:
+            if segment.name not in inputs:
+                segments.append(segment)
+            elif built is not None and built not in segments:
+                segments.append(built)
+        self.searcher = replace(self.searcher, segments=tuple(segments))
+
+    # -- open and follow -----------------------------------------------------------------------------------
+
+    def open(self, segments: Sequence[Segment], position: int, leader_epoch: int, digest: int) -> None:
+        """Become exactly the checkpoint given; whatever was in memory is forgotten."""
+        end = self.searcher.tails[-1].base + self.searcher.tails[-1].rows
+        self.digest = digest
+        self.leader_epoch = leader_epoch
+        self.searcher = PartitionSearcher(
+            tuple(segments), (self._new_tail(end),), position, self.searcher.newest_timestamp
+        )
+        self._recent = {}
+        self._deletes = []
+
+    def follow(self, segments: Sequence[Segment], position: int, leader_epoch: int, digest: int) -> None:
+        """Take over the segments of a manifest at `position`, keeping what we applied beyond it.
+
+        Segments that we did not have yet are as of `position`: what was applied since is killed in them.
+        """
+        if self.position <= position:
+            self.open(segments, position, leader_epoch, digest)
+            return
+        held = set(self.searcher.segments)
+        tails = self._tails_from(position)
+        ids = [id_ for tail in tails for id_ in tail.ids]
+        ids += [id_ for at, id_ in self._deletes if at > position]
+        if ids:
+            hashes = hash_ids(ids)
+            for segment in segments:
+                if segment not in held and len(rows := segment.find(hashes, ids)):
+                    segment.kill(np.unique(rows))
+        self._deletes = [(at, id_) for at, id_ in self._deletes if at > position]
+        self.searcher = replace(self.searcher, segments=tuple(segments), tails=tails)
+        self._recent = {tail.ids[row]: tail.base + row for tail in tails for row in tail.live_rows.tolist()}
+
+    def _tails_from(self, position: int) -> tuple[Tail, ...]:
+        """Our tails without the rows before `position`; a tail that has both is copied."""
+        tails = []
+        for tail in self.searcher.tails:
+            first = int(np.searchsorted(tail.offsets[: tail.rows], position))
+            if first == 0:
+                tails.append(tail)
+            elif first < tail.rows or tail is self.searcher.tails[-1]:
+                tails.append(self._copy_from(tail, first))
+        return tuple(tails)
+
+    def _copy_from(self, tail: Tail, first: int) -> Tail:
+        copy = self._new_tail(tail.base + first)
+        rows = tail.rows - first
+        for name in ("vectors", "offsets", "timestamps", "digests", "dead"):
+            getattr(copy, name)[:rows] = getattr(tail, name)[first : tail.rows]
+        copy.ids = tail.ids[first : tail.rows]
+        copy.metadata = tail.metadata[first : tail.rows]
+        copy.rows = rows
+        return copy
