@@ -83,10 +83,10 @@ def _is_whole(path: Path, jar: Jar) -> bool:
 def _fetch_all(jars: list[Jar], directory: Path) -> None:
     megabytes = sum(jar.size for jar in jars) / 1e6
     client = httpx.Client(timeout=60.0, follow_redirects=True, limits=httpx.Limits(max_connections=_THREADS))
-    with _advance_shown(f"fetching Apache Kafka {KAFKA_VERSION} ({megabytes:.0f} MB)", jars) as done:
-        with client, ThreadPoolExecutor(_THREADS) as pool:
-            for size in pool.map(lambda jar: _fetch(client, jar, directory), jars):
-                done(size)
+    title = f"fetching Apache Kafka {KAFKA_VERSION} ({megabytes:.0f} MB)"
+    with _advance_shown(title, jars) as done, client, ThreadPoolExecutor(_THREADS) as pool:
+        for size in pool.map(lambda jar: _fetch(client, jar, directory), jars):
+            done(size)
 
 
 @contextmanager

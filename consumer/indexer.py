@@ -15,7 +15,7 @@ from typing import Any
 
 from consumer.builder import Builder
 from consumer.dead_letter import DeadLetters
-from consumer.partition import OwnedPartition, advance_builds, check_identity, take_over
+from consumer.partition import OwnedPartition, advance_builds, take_over
 from consumer.status import PartitionStatus, Status
 from tidemark import generation
 from tidemark.checkpoint import Checkpoints
@@ -23,6 +23,7 @@ from tidemark.collection import Collection
 from tidemark.crash_point import reach
 from tidemark.errors import BrokerUnreachable, CorruptCheckpoint, StaleOwner, StoreUnavailable, TidemarkError
 from tidemark.log import Fetched, Log, Partition, Start
+from tidemark.log_check import check_identity
 from tidemark.record import decode
 from tidemark.settings import Settings
 from tidemark.topic import Topics

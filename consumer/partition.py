@@ -14,9 +14,10 @@ from consumer.builder import Build, Builder
 from tidemark.checkpoint import Checkpoints, Loaded
 from tidemark.collection import Collection, IndexParameters
 from tidemark.crash_point import reach
-from tidemark.errors import LogGap, StaleOwner, TidemarkError, TopicReplaced
+from tidemark.errors import StaleOwner, TidemarkError
 from tidemark.generation import Generation
 from tidemark.log import Log, Partition, Start
+from tidemark.log_check import check_log
 from tidemark.manifest import Manifest, SegmentEntry, TopicIdentity
 from tidemark.merge_policy import Candidate, next_build
 from tidemark.segment import Segment
@@ -155,7 +156,7 @@ def take_over(
         if loaded is not None:
             for damage in loaded.damaged:
                 logger.error("damaged checkpoint passed over, its records are replayed: %s", damage)
-            _check_log(loaded, partition, topic, topics)
+            check_log(loaded.manifest, partition, topic, topics)
         if checkpoints.claim(topic, loaded, first):
             return _opened(partition, collection, generation, topic, checkpoints, loaded, first)
     raise StaleOwner(f"{partition[0]}[{partition[1]}]: other writers keep claiming it; not taken over")
@@ -179,41 +180,3 @@ def _opened(
     return OwnedPartition(
         partition, collection, generation, topic, view, checkpoints, view.position, checkpoints.version
     )
-
-
-def _check_log(loaded: Loaded, partition: Partition, topic: TopicIdentity, topics: Topics) -> None:
-    manifest = loaded.manifest
-    name = f"{partition[0]}[{partition[1]}]"
-    remedy = f"build a new generation with `tidemark replay {manifest.collection} --from earliest`"
-    check_identity(name, TopicIdentity(manifest.cluster_id, manifest.topic_id), topic, remedy)
-    first, end = topics.starts([partition])[partition], topics.ends([partition])[partition]
-    if manifest.position < first:
-        raise LogGap(
-            f"{name}: the checkpoint is at {manifest.position}, the log starts at {first}: "
-            f"{first - manifest.position} offsets were removed unread; {remedy}"
-        )
-    if manifest.position > end:
-        raise LogGap(
-            f"{name}: the checkpoint is at {manifest.position}, the log ends at {end}: it was cut back; {remedy}"
-        )
-    age_ms = time.time_ns() // 1_000_000 - manifest.created_ms
-    kept_ms = topics.tombstones_kept_ms(partition[0])
-    if kept_ms is not None and age_ms > kept_ms and end > manifest.position:
-        raise LogGap(
-            f"{name}: the checkpoint is {age_ms // 1000} s old and the topic is compacted with "
-            f"delete.retention.ms={kept_ms}: deletes may have been removed unread; {remedy}"
-        )
-
-
-def check_identity(name: str, known: TopicIdentity, found: TopicIdentity, remedy: str) -> None:
-    """Raise TopicReplaced when the topic is not the one the checkpoint was made from."""
-    if known.cluster_id != found.cluster_id:
-        raise TopicReplaced(
-            f"{name}: the checkpoint is of cluster {known.cluster_id}, this is cluster {found.cluster_id}: "
-            f"point kafka.bootstrap.servers at the right one, or {remedy}"
-        )
-    if known.topic_id != found.topic_id:
-        raise TopicReplaced(
-            f"{name}: the checkpoint is of topic id {known.topic_id}, the topic's id is {found.topic_id}: "
-            f"it was deleted and created again; {remedy}"
-        )

@@ -67,7 +67,8 @@ def consumer_settings(settings: Settings) -> dict[str, str | int | float | bool]
 def producer_settings(settings: Settings) -> dict[str, str | int | float | bool]:
     """Settings of a producer that loses nothing and does not wait for a batch to fill."""
     shared = {name: value for name, value in settings.items() if not name.startswith(_CONSUMER_ONLY)}
-    return {"linger.ms": 1, "enable.idempotence": True, **shared}
+    # One id stays in one partition whoever writes it: the Java clients' partitioner, not librdkafka's default.
+    return {"linger.ms": 1, "enable.idempotence": True, "partitioner": "murmur2_random", **shared}
 
 
 def admin_settings(settings: Settings) -> dict[str, str | int | float | bool]:

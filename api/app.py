@@ -1,0 +1,287 @@
+"""The HTTP application: routes of the public contract (design section 10), errors, and its life.
+
+Each route is a few lines: what it does is in search.py, writes.py, lag.py and metrics.py. Bad input is never a
+500: every error is `{"error": {"code", "message"}}` with something a caller can act on.
+"""
+
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+import orjson
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import RedirectResponse
+from starlette.exceptions import HTTPException
+
+from api import lag, schemas
+from api.committed import CommittedOffsets
+from api.edge import Edge, error
+from api.metrics import Metrics
+from api.pages import page, record
+from api.search import NotFound, NotReady, Searches
+from api.serving import Served, Serving
+from api.writes import Writes
+from tidemark import __version__, errors
+from tidemark.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_STATUS: list[tuple[type[Exception], int, str]] = [
+    (schemas.Unsupported, 422, "unsupported"),
+    (errors.BadQuery, 422, "bad_request"),
+    (NotFound, 404, "not_found"),
+    (errors.NotFreshEnough, 412, "not_fresh_enough"),
+    (errors.Overloaded, 429, "overloaded"),
+    (NotReady, 503, "not_ready"),
+    (errors.BrokerUnreachable, 503, "broker_unreachable"),
+]
+_BYTES = "application/octet-stream"
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application over the configured collections; it starts and stops its followers itself."""
+    serving = Serving(settings)
+    searches = Searches(settings)
+    writes = Writes(settings.kafka, settings.api.write_timeout_s)
+    committed = CommittedOffsets(settings, serving)
+    metrics = Metrics(serving)
+
+    @asynccontextmanager
+    async def life(_: FastAPI) -> AsyncIterator[None]:
+        serving.start()
+        yield
+        searches.close()
+        serving.close()
+        writes.close()
+        committed.close()
+
+    app = FastAPI(title="Tidemark", version=__version__, lifespan=life, description=_DESCRIPTION)
+    _add_errors(app)
+    app.state.body_bytes_max = settings.api.body_bytes_max
+    app.add_middleware(Edge, body_bytes_max=settings.api.body_bytes_max, metrics=metrics)
+    _add_collections(app, serving, searches, writes, metrics)
+    _add_operations(app, serving, committed, metrics)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+_DESCRIPTION = "A vector index that is a materialised view of a Kafka topic."
+
+
+# -- errors -------------------------------------------------------------------------------------
+
+
+def _add_errors(app: FastAPI) -> None:
+    for kind, status, code in _STATUS:
+
+        async def known(_: Request, problem: Exception, status: int = status, code: str = code) -> Response:
+            return error(status, code, str(problem))
+
+        app.add_exception_handler(kind, known)
+
+    async def http(_: Request, problem: Exception) -> Response:
+        assert isinstance(problem, HTTPException)
+        code = {404: "not_found", 405: "method_not_allowed"}.get(problem.status_code, "bad_request")
+        return error(problem.status_code, code, str(problem.detail))
+
+    async def unexpected(request: Request, problem: Exception) -> Response:
+        logger.error("%s %s failed", request.method, request.url.path, exc_info=problem)
+        return error(500, "internal", "the service failed; its log says why")
+
+    async def invalid(_: Request, problem: Exception) -> Response:
+        return error(422, "bad_request", str(problem).splitlines()[0] if str(problem) else "invalid parameters")
+
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(Exception, unexpected)
+
+
+async def body_of(request: Request) -> bytes:
+    """The body, never more than the cap, also when its length was not announced."""
+    cap = request.app.state.body_bytes_max
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > cap:
+            raise HTTPException(413, f"the body has more than {cap} bytes")
+    return bytes(body)
+
+
+# -- collections -------------------------------------------------------------------------------------------
+
+
+def _add_collections(app: FastAPI, serving: Serving, searches: Searches, writes: Writes, metrics: Metrics) -> None:
+    def served(name: str) -> Served:
+        found = serving.collections.get(name)
+        if found is None:
+            known = ", ".join(sorted(serving.collections))
+            raise NotFound(f"there is no collection {name[:80]!r}; there are: {known}")
+        return found
+
+    @app.post("/collections/{c}/search", openapi_extra=_body("SearchRequest", _EXAMPLES["search"], raw=True))
+    async def search(
+        c: str,
+        request: Request,
+        k: Annotated[int, Query(description="for an octet-stream body")] = 10,
+        exact: bool = False,
+        effort: float = 1.0,
+    ) -> Response:
+        """The k nearest rows of one or several queries: JSON, or float32 bytes with k, exact, effort as parameters."""
+        collection = served(c)
+        body = await body_of(request)
+        queries = None
+        if request.headers.get("content-type", "").startswith(_BYTES):
+            queries = schemas.queries_from_bytes(body, collection.collection.dimension)
+            asked = schemas.search_request(orjson.dumps({"vectors": [[]], "k": k, "exact": exact, "effort": effort}))
+        else:
+            asked = schemas.search_request(body)
+        started = time.perf_counter()
+        answer = await searches.answer(collection, asked, queries)
+        metrics.searched(c, time.perf_counter() - started)
+        return Response(answer, media_type="application/json")
+
+    @app.post("/collections/{c}/vectors", status_code=202, openapi_extra=_body("WriteRequest", _EXAMPLES["write"]))
+    async def write(c: str, request: Request) -> Response:
+        """Produce upserts and deletes to the topic; answered when the brokers have acknowledged them."""
+        collection = served(c)
+        asked = schemas.write_request(await body_of(request))
+        positions = await writes.write(collection.follower, asked)
+        done = {str(partition): position for partition, position in positions.items()}
+        return _json({"positions": done, "records": len(asked.upserts) + len(asked.deletes)}, 202)
+
+    @app.get("/collections/{c}/vectors/{id:path}", openapi_extra=_answer("Record"))
+    async def get(c: str, id: str) -> Response:
+        """One stored row by its id."""
+        return _json(record(served(c).follower, id))
+
+    @app.get("/collections/{c}/vectors", openapi_extra=_answer("Page"))
+    async def scan(c: str, cursor: str = "", limit: Annotated[int, Query(ge=1, le=schemas.PAGE_MAX)] = 100) -> Response:
+        """Rows in the order of partition and offset, page by page."""
+        return _json(page(served(c).follower, cursor, limit))
+
+    @app.get("/collections/{c}")
+    async def describe(c: str) -> Response:
+        """Configuration, counts and segments."""
+        return _json(_description(served(c)))
+
+    @app.get("/collections")
+    async def collections() -> Response:
+        """The collections' names."""
+        return _json({"collections": sorted(serving.collections)})
+
+    app.state.served = served
+
+
+def _description(served: Served) -> dict[str, Any]:
+    collection, follower = served.collection, served.follower
+    segments = [
+        {
+            "partition": view.partition,
+            "name": segment.name,
+            "kind": segment.kind,
+            "rows": segment.rows,
+            "dead_rows": segment.dead_rows,
+            "recall": segment.parameters.recall,
+        }
+        for view in follower.views
+        for segment in view.searcher.segments
+    ]
+    return {
+        "name": collection.name,
+        "topic": collection.topic,
+        "dimension": collection.dimension,
+        "metric": collection.metric,
+        "format": collection.format,
+        "id_format": collection.id_format,
+        "generation": served.generation,
+        "live_rows": sum(view.live_rows for view in follower.views),
+        "dead_rows": sum(view.dead_rows for view in follower.views),
+        "unbuilt_rows": sum(view.unbuilt_rows for view in follower.views),
+        "segments": segments,
+    }
+
+
+# -- operations --------------------------------------------------------------------------------------------
+
+
+def _add_operations(app: FastAPI, serving: Serving, committed: CommittedOffsets, metrics: Metrics) -> None:
+    @app.get("/collections/{c}/lag")
+    async def collection_lag(c: str) -> Response:
+        """Lag of one collection, per partition and in total."""
+        served = app.state.served(c)
+        return _json(lag.of_collection(served, committed.of(c)))
+
+    @app.get("/lag")
+    async def all_lag() -> Response:
+        """Lag of every collection."""
+        found = [lag.of_collection(served, committed.of(name)) for name, served in serving.collections.items()]
+        return _json({"collections": found})
+
+    @app.get("/healthz")
+    async def healthz() -> Response:
+        """Alive: the followers' loops turn."""
+        silent = {
+            name: round(time.monotonic() - served.follower.turned_at, 1)
+            for name, served in serving.collections.items()
+            if time.monotonic() - served.follower.turned_at > 60.0
+        }
+        return _json({"alive": not silent, "silent_seconds": silent}, 503 if silent else 200)
+
+    @app.get("/readyz")
+    async def readyz() -> Response:
+        """Ready: every collection has caught up with its log once."""
+        reasons = {name: why for name, served in serving.collections.items() if (why := served.not_ready())}
+        return _json({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
+
+    @app.get("/metrics")
+    async def prometheus() -> Response:
+        """Prometheus metrics."""
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> Response:
+        return RedirectResponse("/docs")
+
+
+def _json(body: Any, status: int = 200) -> Response:
+    return Response(orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), status, media_type="application/json")
+
+
+# -- the API page ------------------------------------------------------------------------------------------
+
+_EXAMPLES: dict[str, Any] = {
+    "search": {"vector": [0.1, 0.2, 0.3], "k": 10, "include": ["metadata"], "min_positions": {"0": 123}},
+    "write": {"upserts": [{"id": "a", "vector": [0.1, 0.2, 0.3], "metadata": {"kind": "b"}}], "deletes": ["c"]},
+}
+_ANSWERS = {"SearchRequest": ("200", "SearchAnswer"), "WriteRequest": ("202", "WriteAnswer")}
+
+
+def _schema(name: str) -> dict[str, Any]:
+    return {"schema": {"$ref": f"#/components/schemas/{name}"}}
+
+
+def _answer(name: str, status: str = "200") -> dict[str, Any]:
+    answers = {status: {"description": "OK", "content": {"application/json": _schema(name)}}}
+    for code, text in (("404", "not found"), ("422", "bad request"), ("503", "not ready")):
+        answers[code] = {"description": text, "content": {"application/json": _schema("ErrorAnswer")}}
+    return {"responses": answers}
+
+
+def _body(name: str, example: Any, raw: bool = False) -> dict[str, Any]:
+    content: dict[str, Any] = {"application/json": {**_schema(name), "example": example}}
+    if raw:
+        content[_BYTES] = {"schema": {"type": "string", "format": "binary"}}
+    status, answer = _ANSWERS[name]
+    return {"requestBody": {"required": True, "content": content}, **_answer(answer, status)}
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        found = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        found.setdefault("components", {}).setdefault("schemas", {}).update(schemas.components())
+        app.openapi_schema = found
+    return app.openapi_schema

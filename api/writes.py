@@ -1,0 +1,133 @@
+"""Writes over HTTP: checked as the consumer would check them, then produced to the topic, acknowledged by it.
+
+Nothing is produced unless every record of the request is good. A write never touches the index: it comes back
+through the log like any other record, and the positions answered tell a search when it has. An id that is
+stored already goes to the partition that holds it, whatever partitioner its first producer used.
+"""
+
+import asyncio
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import orjson
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from api.follower import Follower
+from api.schemas import Upsert, WriteRequest
+from tidemark import id as ids
+from tidemark import searcher
+from tidemark.collection import Collection
+from tidemark.errors import BadQuery, BrokerUnreachable, Overloaded
+from tidemark.kafka_settings import Settings, producer_settings
+from tidemark.record import METADATA_BYTES_MAX, next_position
+
+PARTITIONER = -1  # librdkafka's "let the partitioner choose"
+
+Record = tuple[bytes, bytes | None, list[tuple[str, str | bytes | None]]]
+
+
+class Writes:
+    """Produces records; one per process. Delivery reports come back on a thread of its own."""
+
+    def __init__(self, settings: Settings, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._producer = Producer({"message.timeout.ms": int(timeout_s * 1000), **producer_settings(settings)})
+
+    async def write(self, follower: Follower, request: WriteRequest) -> dict[int, int]:
+        """Produce and wait for the brokers; the positions after the records, per partition."""
+        collection = follower.collection
+        records = [*_upserts(request.upserts, collection), *_deletes(request.deletes, collection)]
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[dict[int, int]] = loop.create_future()
+        positions: dict[int, int] = {}
+        left = len(records)
+
+        def finish(error: KafkaError | None, partition: int, position: int) -> None:
+            nonlocal left
+            left -= 1
+            positions[partition] = max(positions.get(partition, 0), position)
+            if error is not None and not done.done():
+                done.set_exception(BrokerUnreachable(f"the brokers did not take the write: {error.str()}"))
+            elif left == 0 and not done.done():
+                done.set_result(positions)
+
+        def delivered(error: KafkaError | None, message: Message) -> None:
+            position = 0 if error is not None else next_position(message)
+            loop.call_soon_threadsafe(finish, error, message.partition() or 0, position)
+
+        for key, value, headers in records:
+            stored = searcher.get(follower.views, key)
+            partition = PARTITIONER if stored is None else stored.partition
+            self._produce(collection.topic, partition, key, value, headers, delivered)
+        return await self._acknowledged(done)
+
+    async def _acknowledged(self, done: "asyncio.Future[dict[int, int]]") -> dict[int, int]:
+        deadline = asyncio.get_running_loop().time() + self._timeout_s
+        while not done.done():
+            self._producer.poll(0)
+            if asyncio.get_running_loop().time() > deadline:
+                raise BrokerUnreachable(f"the brokers did not acknowledge the write within {self._timeout_s:g} s")
+            await asyncio.sleep(0.001)
+        return done.result()
+
+    def _produce(
+        self, topic: str, partition: int, key: bytes, value: bytes | None, headers: list[Any], delivered: Any
+    ) -> None:
+        try:
+            self._producer.produce(topic, value, key, partition, headers=headers, on_delivery=delivered)
+        except BufferError:
+            raise Overloaded("the producer's queue is full: the brokers do not keep up; try again later") from None
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError.MSG_SIZE_TOO_LARGE:
+                raise BadQuery(f"id {key[:80]!r}: the record is larger than kafka.message.max.bytes") from None
+            raise BrokerUnreachable(f"the write could not be produced: {error.args[0].str()}") from error
+
+    def close(self) -> None:
+        self._producer.flush(5.0)
+
+
+def _upserts(upserts: Iterable[Upsert], collection: Collection) -> list[Record]:
+    records: list[Record] = []
+    for number, upsert in enumerate(upserts):
+        try:
+            records.append(_upsert(upsert, collection))
+        except BadQuery as error:
+            raise BadQuery(f"upserts[{number}]: {error}; nothing was written") from None
+    return records
+
+
+def _upsert(upsert: Upsert, collection: Collection) -> Record:
+    key = ids.from_text(upsert.id, collection.id_format)
+    if len(upsert.vector) != collection.dimension:
+        raise BadQuery(
+            f"the vector has {len(upsert.vector)} numbers, collection {collection.name!r} has dimension "
+            f"{collection.dimension}"
+        )
+    with np.errstate(over="ignore"):
+        vector = np.array(upsert.vector, np.float64).astype("<f4")
+    if not np.isfinite(vector).all():
+        raise BadQuery("the vector holds a number beyond float32")
+    if collection.metric == "cosine" and math.fsum(map(abs, vector.tolist())) == 0:
+        raise BadQuery("a zero vector has no direction under cosine")
+    headers: list[tuple[str, str | bytes | None]] = []
+    if upsert.metadata is not None:
+        metadata = orjson.dumps(upsert.metadata)
+        if len(metadata) > METADATA_BYTES_MAX:
+            raise BadQuery(f"the metadata has {len(metadata)} bytes, at most {METADATA_BYTES_MAX}")
+        headers.append(("metadata", metadata))
+    if collection.format != "json":
+        return key, vector.tobytes(), headers
+    value = {"vector": vector.tolist(), "metadata": upsert.metadata}
+    return key, orjson.dumps(value), [("content-type", b"application/json")]
+
+
+def _deletes(deletes: Iterable[str], collection: Collection) -> list[Record]:
+    records: list[Record] = []
+    for number, text in enumerate(deletes):
+        try:
+            records.append((ids.from_text(text, collection.id_format), None, []))
+        except BadQuery as error:
+            raise BadQuery(f"deletes[{number}]: {error}; nothing was written") from None
+    return records
