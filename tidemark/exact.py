@@ -25,7 +25,7 @@ def exact_search(
 
     The GIL is released; rows may be appended or killed behind the scan meanwhile.
     """
-    return faiss.knn(queries, rows, min(k, len(rows)), metric=faiss_metric(metric))  # type: ignore[no-any-return]
+    return faiss.knn(queries, rows, min(k, len(rows)), metric=faiss_metric(metric))
 
 
 def public_distance(distances: NDArray[np.float32], metric: Metric) -> NDArray[np.float32]:

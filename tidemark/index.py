@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 
 from tidemark.collection import IndexKind, IndexParameters, Metric
 from tidemark.errors import CorruptCheckpoint
-from tidemark.exact import exact_search, faiss_metric
+from tidemark.exact import exact_search, faiss_metric, public_distance
 
 # Rows used as queries to calibrate a segment; 200 x 10 neighbours give recall to about +-0.5 %.
 CALIBRATION_QUERIES = 200
 CALIBRATION_K = 10
 TRAINING_ROWS_PER_CENTROID = 40
 TRAINING_ITERATIONS = 8
+# A 4-bit codebook has 16 centroids, and needs as many rows to be trained on.
+ANN_ROWS_LEAST = 64
 HNSW_EF_MAX = 1_024
 
 
@@ -45,7 +47,7 @@ class SearchParameters:
 
 def kind_for(rows: int, parameters: IndexParameters) -> IndexKind:
     """The kind a segment of so many rows is built as."""
-    return "flat" if rows < parameters.ann_rows_min else parameters.kind
+    return "flat" if rows < max(parameters.ann_rows_min, ANN_ROWS_LEAST) else parameters.kind
 
 
 def build(
@@ -70,13 +72,13 @@ def _build_hnsw(rows: NDArray[np.float32], metric: Metric, parameters: IndexPara
 def _build_ivfpq(rows: NDArray[np.float32], metric: Metric, parameters: IndexParameters, seed: int) -> Any:
     count, dimension = rows.shape
     nlist = parameters.nlist or max(16, int(4 * math.sqrt(count)))
-    nlist = min(nlist, count // TRAINING_ROWS_PER_CENTROID)
+    nlist = max(1, min(nlist, count // TRAINING_ROWS_PER_CENTROID))
     quantizer = faiss.IndexFlat(dimension, faiss_metric(metric))
     # Two dimensions share one 4-bit code; an odd dimension has no such split, so each gets its own.
     codes = dimension // 2 if dimension % 2 == 0 else dimension
     index = faiss.IndexIVFPQFastScan(quantizer, dimension, nlist, codes, 4, faiss_metric(metric))
     index.own_fields = True
-    quantizer.this.disown()
+    quantizer.this.disown()  # type: ignore[attr-defined]  # the index frees it
     index.cp.niter = TRAINING_ITERATIONS
     index.cp.seed = index.pq.cp.seed = 1 + seed % 2**30
     index.cp.max_points_per_centroid = TRAINING_ROWS_PER_CENTROID
@@ -93,15 +95,22 @@ def _calibrate(
 ) -> SearchParameters:
     """The cheapest search parameters whose recall@10 on sampled rows reaches the target.
 
-    Each sampled row is a query whose own row is left out of the answer, found exactly over all rows.
+    Each sampled row is a query whose own row is left out of the answer, found exactly over all rows. A row is
+    found when it is as near as the 10th nearest: rows of equal distance are equally good answers.
     """
-    picked = np.random.default_rng(seed + 1).choice(len(rows), CALIBRATION_QUERIES, replace=False)
+    picked = np.random.default_rng(seed + 1).choice(len(rows), min(CALIBRATION_QUERIES, len(rows)), replace=False)
     queries = np.ascontiguousarray(rows[picked])
-    truth = _without_self(exact_search(rows, queries, CALIBRATION_K + 1, metric)[1], picked)
+
+    def distances_of(labels: NDArray[np.int64]) -> NDArray[np.float32]:
+        others = np.where(labels == picked[:, None], -1, labels)
+        return public_distance(_rank_exactly(rows, queries, others, CALIBRATION_K, metric)[0], metric)
+
+    worst = distances_of(exact_search(rows, queries, CALIBRATION_K + 1, metric)[1])[:, -1:]
+    enough = worst + np.abs(worst) * np.float32(1e-6)
 
     def measured(effort: int, k_factor: int) -> SearchParameters:
         found = search(index, rows, queries, CALIBRATION_K + 1, metric, SearchParameters(effort, k_factor), None)[1]
-        return SearchParameters(effort, k_factor, _recall(_without_self(found, picked), truth))
+        return SearchParameters(effort, k_factor, float((distances_of(found) <= enough).mean()))
 
     hnsw = isinstance(index, faiss.IndexHNSW)
     effort_max = HNSW_EF_MAX if hnsw else int(index.nlist)
@@ -110,15 +119,16 @@ def _calibrate(
         best = max(best, measured(effort_max, k_factor), key=lambda found: found.recall)
         if best.recall >= parameters.recall_target:
             break
-    return _least_effort(best, parameters.recall_target, measured)
+    # efSearch below k counts as k: what was measured with CALIBRATION_K + 1 would not hold for a smaller k.
+    return _least_effort(best, parameters.recall_target, CALIBRATION_K if hnsw else 1, measured)
 
 
 def _least_effort(
-    best: SearchParameters, target: float, measured: Callable[[int, int], SearchParameters]
+    best: SearchParameters, target: float, low: int, measured: Callable[[int, int], SearchParameters]
 ) -> SearchParameters:
-    """Bisect, in ratios, for the least effort that still reaches the target (or what the full effort reaches)."""
+    """Bisect, in ratios, for the least effort above `low` that reaches the target (or what full effort reaches)."""
     target = min(target, best.recall)
-    low, high = 1, best
+    high = best
     while high.effort > low * 1.1 and high.effort > low + 1:
         tried = measured(max(low + 1, int(math.sqrt(low * high.effort))), best.k_factor)
         if tried.recall >= target:
@@ -126,17 +136,6 @@ def _least_effort(
         else:
             low = tried.effort
     return high
-
-
-def _without_self(found: NDArray[np.int64], own: NDArray[np.int64]) -> list[set[int]]:
-    return [
-        set([row for row in line.tolist() if row != self_row][:CALIBRATION_K])
-        for line, self_row in zip(found, own.tolist(), strict=True)
-    ]
-
-
-def _recall(found: list[set[int]], truth: list[set[int]]) -> float:
-    return sum(len(a & b) for a, b in zip(found, truth, strict=True)) / sum(map(len, truth))
 
 
 def search(
@@ -152,17 +151,22 @@ def search(
     """FAISS distances and row numbers (nq, k), nearest first, -1 where there are fewer.
 
     `live` is a bitmap (little-endian bit order) of the rows that may be answered, None for all of them. It is
-    read while searching: a bit cleared meanwhile may or may not count. `effort` scales the calibrated effort.
+    read while searching: a bit cleared meanwhile may or may not count. `effort` scales the calibrated effort,
+    which was measured for 10 neighbours; for more it grows with the square root of their number.
     """
-    selector = None if live is None else faiss.IDSelectorBitmap(live)
-    scaled = max(1, math.ceil(parameters.effort * effort))
+    selector = None if live is None else faiss.IDSelectorBitmap(live)  # type: ignore[call-arg, arg-type]
+    widened = max(1.0, math.sqrt(k / (CALIBRATION_K + 1)))
+    scaled = max(1, math.ceil(parameters.effort * effort * widened))
     if isinstance(index, faiss.IndexHNSW):
         ef = max(scaled, k)
-        options = faiss.SearchParametersHNSW(efSearch=ef, sel=selector, bounded_queue=True)
+        options = faiss.SearchParametersHNSW(  # type: ignore[attr-defined]
+            efSearch=ef, sel=selector, bounded_queue=True
+        )
         distances, labels = index.search(queries, k, params=options)
         return distances, labels
-    options = faiss.SearchParametersIVF(nprobe=min(scaled, int(index.nlist)), sel=selector)
-    wanted = min(max(k * math.ceil(parameters.k_factor * max(1.0, effort)), k), index.ntotal)
+    nprobe = min(scaled, int(index.nlist))
+    options = faiss.SearchParametersIVF(nprobe=nprobe, sel=selector)  # type: ignore[call-arg]
+    wanted = min(max(k, CALIBRATION_K) * math.ceil(parameters.k_factor * max(1.0, effort)), index.ntotal)
     _, candidates = index.search(queries, wanted, params=options)
     return _rank_exactly(rows, queries, candidates, k, metric)
 

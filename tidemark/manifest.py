@@ -82,9 +82,9 @@ def encode(manifest: Manifest) -> bytes:
 
 def parse(data: bytes, source: str) -> Manifest:
     """Read a manifest; anything but the bytes that were written raises CorruptCheckpoint."""
-    body, _, checksum = data.removesuffix(b"\n").rpartition(b"\n")
-    body += b"\n"
-    if checksum != b'"xxh3_128:' + xxhash.xxh3_128_hexdigest(body).encode() + b'"':
+    lines = data.splitlines(keepends=True)
+    body, checksum = b"".join(lines[:-1]), b"".join(lines[-1:])
+    if checksum != b'"xxh3_128:' + xxhash.xxh3_128_hexdigest(body).encode() + b'"\n':
         raise CorruptCheckpoint(f"{source}: the manifest's checksum does not match its {len(data)} bytes")
     try:
         manifest = msgspec.json.decode(body, type=Manifest)

@@ -20,6 +20,9 @@ from tidemark.collection import Collection
 
 KEY_BYTES_MAX = 1024
 METADATA_BYTES_MAX = 64 * 1024
+# The squared distance of two such vectors is still far inside float32 (3.4e38). Beyond it a distance is infinite:
+# the row could never be answered, and k-means gives up over it (l2 and ip; cosine normalises first).
+SQUARED_NORM_MAX = 1e36
 Reason = Literal["no_key", "bad_key", "decode", "dimension", "not_finite", "zero_norm", "too_large"]
 REASONS: tuple[Reason, ...] = (
     "no_key",
@@ -61,7 +64,8 @@ class Batch:
 
     `vectors` is float32 (n, dimension), normalised for cosine; the other columns of the upserts have n
     entries too. `digests` is over the vector as the producer wrote it (see `row_digests`).
-    `position` is the next offset to apply after this batch.
+    `position` is the next offset to apply after this batch. `upserts` and `deletes` count the good records,
+    also those that a later record of the batch replaced.
     """
 
     ids: list[bytes]
@@ -82,7 +86,7 @@ class Batch:
 
 class _JsonValue(msgspec.Struct):
     vector: list[float]
-    metadata: msgspec.Raw | None = None
+    metadata: msgspec.Raw = msgspec.Raw()
 
 
 _decode_json = msgspec.json.Decoder(_JsonValue).decode
@@ -131,6 +135,7 @@ class _Decoder:
 
     def batch(self) -> Batch:
         self._drop_bad_keys()
+        bad_keys = len(self.bad)
         upserts = len(self.values) - self.values.count(None)
         deletes = len(self.values) - upserts
         self._keep_last_of_each_id()
@@ -139,7 +144,7 @@ class _Decoder:
         deleted = [key for key, value in zip(self.keys, self.values, strict=True) if value is None]
         if deleted:
             self._keep([row for row, value in enumerate(self.values) if value is not None])
-        return self._columns(matrix, deleted, upserts, deletes)
+        return self._columns(matrix, deleted, upserts - (len(self.bad) - bad_keys), deletes)
 
     def _columns(self, matrix: NDArray[np.float32], deleted: list[bytes | None], upserts: int, deletes: int) -> Batch:
         ids: list[bytes] = self.keys  # type: ignore[assignment]  # no None is left
@@ -272,9 +277,8 @@ class _Decoder:
                 f"the vector has {len(decoded.vector)} numbers, "
                 f"the collection's dimension is {self.collection.dimension}",
             )
-        metadata = None if decoded.metadata is None else bytes(decoded.metadata)
-        if metadata == b"null":
-            metadata = None
+        written = bytes(decoded.metadata)
+        metadata = None if written in (b"", b"null") else written
         if metadata is not None:
             _check_metadata(metadata)
         with np.errstate(over="ignore"):
@@ -286,22 +290,29 @@ class _Decoder:
         rows = [row for row, value in enumerate(self.values) if value is not None]
         joined = b"".join([self.values[row] for row in rows])  # type: ignore[misc]
         matrix = np.frombuffer(joined, dtype="<f4").reshape(len(rows), dimension)
-        # 0 x finite is 0 and 0 x (inf or NaN) is NaN: one matrix-vector product finds every bad row.
-        with np.errstate(invalid="ignore"):
-            bad = np.isnan(matrix @ np.zeros(dimension, np.float32))
+        bad = ~self._are_measurable(matrix)
         refused: dict[int, tuple[Reason, str]] = {
-            rows[i]: ("not_finite", "the vector holds NaN, an infinity or a number beyond float32")
+            rows[i]: ("not_finite", "the vector holds NaN, an infinity or numbers beyond what float32 can measure")
             for i in np.flatnonzero(bad)
         }
         if self.collection.metric == "cosine":
-            zero = np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64) == 0
-            for i in np.flatnonzero(zero & ~bad):
+            zero = ~matrix.any(axis=1)
+            for i in np.flatnonzero(zero):
                 refused[rows[i]] = ("zero_norm", "a zero vector has no direction under cosine")
             bad |= zero
         if refused:
             matrix = matrix[~bad]
             self._refuse(refused)
         return matrix
+
+    def _are_measurable(self, matrix: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Whether each row is finite, and its distances are too; a NaN compares false."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            if self.collection.metric == "cosine":  # 0 x finite is 0, 0 x (infinity or NaN) is NaN
+                good: NDArray[np.bool_] = matrix @ np.zeros(matrix.shape[1], np.float32) == 0
+            else:
+                good = np.einsum("ij,ij->i", matrix, matrix) <= SQUARED_NORM_MAX
+        return good
 
 
 class _Refused(Exception):

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from tidemark.collection import Collection, Metric
 from tidemark.errors import BadQuery
 from tidemark.exact import public_distance
-from tidemark.record import hash_ids
-from tidemark.segment import ReadableRows
+from tidemark.record import SQUARED_NORM_MAX, hash_ids
+from tidemark.segment import ReadableRows, Segment
 from tidemark.tail import Tail
 from tidemark.view import PartitionSearcher, View
 
@@ -76,9 +76,12 @@ def prepare_queries(vectors: NDArray[np.float32], collection: Collection) -> NDA
         )
     if not np.isfinite(vectors).all():
         raise BadQuery("the query holds NaN, an infinity or a number beyond float32")
+    squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
     if collection.metric != "cosine":
+        if not (squares <= SQUARED_NORM_MAX).all():
+            raise BadQuery(f"the query's squared length is beyond {SQUARED_NORM_MAX:g}: distances would be infinite")
         return np.ascontiguousarray(vectors)
-    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
+    norms = np.sqrt(squares)
     if not norms.all():
         raise BadQuery("a zero vector has no direction under cosine")
     return np.ascontiguousarray(vectors / norms[:, None], dtype=np.float32)
@@ -89,14 +92,22 @@ def search(
 ) -> Answer:
     """The k nearest live rows of each prepared query, over all partitions of one collection."""
     metric = views[0].collection.metric
-    found: list[_Candidates] = []
-    positions: dict[int, int] = {}
-    for view in views:
-        position, candidates = _search_partition(view, queries, k, effort, exact)
-        positions[view.partition] = position
-        found += candidates
-    hits = [_nearest(found, line, k, metric) for line in range(len(queries))]
-    return Answer(hits, positions)
+    asked = k
+    while True:
+        found: list[_Candidates] = []
+        positions: dict[int, int] = {}
+        for view in views:
+            positions[view.partition], candidates = _search_partition(view, queries, asked, effort, exact)
+            found += candidates
+        hits = [_nearest(found, line, k, metric) for line in range(len(queries))]
+        if not any(len(some) < k and _has_more(found, line, asked) for line, some in enumerate(hits)):
+            return Answer(hits, positions)
+        asked *= 2
+
+
+def _has_more(found: Sequence[_Candidates], line: int, asked: int) -> bool:
+    """Whether rows were left out although hits are missing: two versions of an id met in one scan."""
+    return any(part.labels.shape[1] >= asked and part.labels[line, asked - 1] >= 0 for part in found)
 
 
 def _search_partition(
@@ -185,14 +196,17 @@ def scan(views: Sequence[View], after: tuple[int, int] | None, limit: int) -> It
         if after is not None and view.partition < after[0]:
             continue
         start = after[1] + 1 if after is not None and view.partition == after[0] else 0
-        yield from _scan_partition(view, start, limit)
+        page = _scan_partition(view, start, limit)
+        limit -= len(page)
+        yield from page
 
 
 def _scan_partition(view: View, start: int, limit: int) -> list[Hit]:
     snapshot = view.searcher
     found: list[tuple[int, ReadableRows, int]] = []
-    for rows in (*snapshot.segments, *snapshot.tails):
-        dead = rows.dead_mask() if not isinstance(rows, Tail) else rows.dead[: rows.rows]
+    sources: tuple[Segment | Tail, ...] = (*snapshot.segments, *snapshot.tails)
+    for rows in sources:
+        dead = rows.dead_mask()
         at = np.flatnonzero((rows.offsets[: len(dead)] >= start) & ~dead)
         at = at[np.argsort(rows.offsets[at], kind="stable")[:limit]]
         found += [(int(rows.offsets[row]), rows, int(row)) for row in at]

@@ -93,7 +93,7 @@ def file_entry(path: Path) -> FileEntry:
     size = path.stat().st_size
     if size == 0:
         return FileEntry(0, xxhash.xxh3_128_hexdigest(b""))
-    return FileEntry(size, xxhash.xxh3_128_hexdigest(np.memmap(path, np.uint8, "r")))
+    return FileEntry(size, xxhash.xxh3_128_hexdigest(np.memmap(path, np.uint8, "r").data))
 
 
 def verify_file(path: Path, expected: FileEntry) -> None:
@@ -138,9 +138,12 @@ class Segment:
         path = self.directory / layout.VECTORS
         if path.stat().st_size != 4 * dimension * self.rows:
             raise CorruptCheckpoint(f"{path}: is not {self.rows} rows x {dimension} float32")
-        # Copy on write: a kill in a flat segment dirties one private page, the file stays as it is.
-        mode = "c" if self.kind == "flat" else "r"
-        self.vectors = np.asarray(np.memmap(path, "<f4", mode, shape=(self.rows, dimension)))
+        shape = (self.rows, dimension)
+        self._written = np.asarray(np.memmap(path, np.dtype("<f4"), "r", shape=shape))
+        self.vectors = self._written
+        if self.kind == "flat":
+            # Copy on write: a kill in a flat segment dirties one private page, the file stays as it is.
+            self.vectors = np.asarray(np.memmap(path, np.dtype("<f4"), "c", shape=shape))
 
     def _open_columns(self) -> None:
         path = self.directory / layout.ROWS
@@ -174,7 +177,7 @@ class Segment:
 
     def dead_mask(self) -> NDArray[np.bool_]:
         """Which rows are dead, bool (rows,)."""
-        return np.unpackbits(self.live, count=self.rows, bitorder="little") == 0
+        return np.equal(np.unpackbits(self.live, count=self.rows, bitorder="little"), 0)
 
     def save_dead_rows(self, version: int) -> None:
         """Write the dead rows' bitmap as of now, durably, and name it in `entry`."""
@@ -214,7 +217,8 @@ class Segment:
         return rows[self._live_mask(rows)]
 
     def _live_mask(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        return (self.live[rows >> 3] >> (rows & 7).astype(np.uint8) & 1).astype(np.bool_)
+        mask: NDArray[np.bool_] = self.live[rows >> 3] >> (rows & 7).astype(np.uint8) & 1 != 0
+        return mask
 
     def kill(self, rows: NDArray[np.int64]) -> int:
         """Mark live rows dead; returns the sum of their digests modulo 2**64."""
@@ -234,7 +238,23 @@ class Segment:
         if exact:
             return self._search_exactly(queries, k)
         live = self.live if self.dead_rows else None
-        return index.search(self._index, self.vectors, queries, k, self.metric, self.parameters, live, effort)
+        found = index.search(self._index, self.vectors, queries, k, self.metric, self.parameters, live, effort)
+        return self._completed(*found, queries, k)
+
+    def _completed(
+        self,
+        distances: NDArray[np.float32],
+        rows: NDArray[np.int64],
+        queries: NDArray[np.float32],
+        k: int,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Search exactly where the index found too few: dead rows around a query can use up its effort."""
+        short = (rows[:, : min(k, self.live_count)] < 0).any(axis=1)
+        if short.any():
+            exact_distances, exact_rows = self._search_exactly(queries[short], k)
+            width = exact_rows.shape[1]
+            distances[short, :width], rows[short, :width] = exact_distances, exact_rows
+        return distances, rows
 
     def _search_exactly(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Ask for as many more rows as are dead, in steps, and leave the dead out."""
@@ -262,7 +282,8 @@ class Segment:
         return self.metadata[row].as_py()  # type: ignore[no-any-return]
 
     def vector_of(self, row: int) -> NDArray[np.float32]:
-        return self.vectors[row]
+        vector: NDArray[np.float32] = self._written[row]
+        return vector
 
     def is_live(self, row: int) -> bool:
         return bool(self.live[row >> 3] >> (row & 7) & 1)

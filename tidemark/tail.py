@@ -1,6 +1,7 @@
 """The newest rows of a partition: a preallocated append-only buffer in memory, searched exactly.
 
-Invariants: a published row (below `rows`) never moves; a killed row only has its first component set to NaN.
+Invariants: a published row (below `rows`) never moves; a killed row only has its first component set to NaN
+(`firsts` keeps it, so that a reader who found the row just before still gets the vector that was written).
 One writer; any number of readers, which hold no lock. A full tail is sealed: it just gets no more rows.
 Knows nothing of files. `segment.py` is its counterpart on disk; both answer the same questions by row.
 """
@@ -21,6 +22,7 @@ class Tail:
         self.capacity = capacity
         self.rows = 0
         self.vectors = np.empty((capacity, dimension), np.float32)
+        self.firsts = np.empty(capacity, np.float32)
         self.offsets = np.empty(capacity, np.int64)
         self.timestamps = np.empty(capacity, np.int64)
         self.digests = np.empty(capacity, np.uint64)
@@ -32,6 +34,10 @@ class Tail:
     def room(self) -> int:
         return self.capacity - self.rows
 
+    def dead_mask(self) -> NDArray[np.bool_]:
+        """Which of the rows so far are dead, bool (rows,)."""
+        return self.dead[: self.rows].copy()
+
     @property
     def live_rows(self) -> NDArray[np.int64]:
         return np.flatnonzero(~self.dead[: self.rows])
@@ -40,6 +46,7 @@ class Tail:
         """Append rows [start, stop) of the batch; they become visible by the last assignment."""
         first, last = self.rows, self.rows + stop - start
         self.vectors[first:last] = batch.vectors[start:stop]
+        self.firsts[first:last] = batch.vectors[start:stop, 0]
         self.offsets[first:last] = batch.offsets[start:stop]
         self.timestamps[first:last] = batch.timestamps[start:stop]
         self.digests[first:last] = batch.digests[start:stop]
@@ -75,7 +82,9 @@ class Tail:
         return self.metadata[row]
 
     def vector_of(self, row: int) -> NDArray[np.float32]:
-        return self.vectors[row]
+        vector: NDArray[np.float32] = self.vectors[row].copy()
+        vector[0] = self.firsts[row]
+        return vector
 
     def is_live(self, row: int) -> bool:
         return not self.dead[row]

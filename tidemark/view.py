@@ -51,6 +51,7 @@ class View:
         self._tail_rows = tail_rows
         self._recent: dict[bytes, int] = {}
         self._deletes: list[tuple[int, bytes]] = []
+        self._checkpoint = 0  # the tails and `_deletes` hold all that was applied from this position on
         self.searcher = PartitionSearcher((), (self._new_tail(0),), 0, 0)
 
     @property
@@ -171,6 +172,7 @@ class View:
         self.searcher = replace(self.searcher, segments=segments, tails=(self._new_tail(end),))
         self._recent = {}  # after the searcher: a reader that finds nothing here looks at the searcher again
         self._deletes = []
+        self._checkpoint = self.position
 
     def install(
         self, built: Segment | None, inputs: Sequence[str], dead_when_read: dict[str, NDArray[np.bool_]]
@@ -180,11 +182,10 @@ class View:
         `dead_when_read` has, per input, the rows the builder left out; rows that died since are killed here.
         """
         first_row = 0
-        for segment in self.searcher.segments:
-            if segment.name not in inputs:
-                continue
-            kept = ~dead_when_read[segment.name]
-            died_since = segment.dead_mask()[kept]
+        held = {segment.name: segment for segment in self.searcher.segments}
+        for name in inputs:
+            kept = ~dead_when_read[name]
+            died_since = held[name].dead_mask()[kept]
             if built is not None and died_since.any():
                 built.kill(first_row + np.flatnonzero(died_since))
             first_row += int(kept.sum())
@@ -208,12 +209,16 @@ class View:
         )
         self._recent = {}
         self._deletes = []
+        self._checkpoint = position
 
     def follow(self, segments: Sequence[Segment], position: int, leader_epoch: int, digest: int) -> None:
         """Take over the segments of a manifest at `position`, keeping what we applied beyond it.
 
         Segments that we did not have yet are as of `position`: what was applied since is killed in them.
+        A manifest older than the one we hold (the newest is damaged) is passed over: we know more.
         """
+        if position < self._checkpoint:
+            return
         if self.position <= position:
             self.open(segments, position, leader_epoch, digest)
             return
@@ -227,6 +232,7 @@ class View:
                 if segment not in held and len(rows := segment.find(hashes, ids)):
                     segment.kill(np.unique(rows))
         self._deletes = [(at, id_) for at, id_ in self._deletes if at > position]
+        self._checkpoint = position
         self.searcher = replace(self.searcher, segments=tuple(segments), tails=tails)
         self._recent = {tail.ids[row]: tail.base + row for tail in tails for row in tail.live_rows.tolist()}
 
@@ -244,7 +250,7 @@ class View:
     def _copy_from(self, tail: Tail, first: int) -> Tail:
         copy = self._new_tail(tail.base + first)
         rows = tail.rows - first
-        for name in ("vectors", "offsets", "timestamps", "digests", "dead"):
+        for name in ("vectors", "firsts", "offsets", "timestamps", "digests", "dead"):
             getattr(copy, name)[:rows] = getattr(tail, name)[first : tail.rows]
         copy.ids = tail.ids[first : tail.rows]
         copy.metadata = tail.metadata[first : tail.rows]

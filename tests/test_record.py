@@ -1,0 +1,337 @@
+"""Decoding: every bad record has its reason, the last record of an id wins, and nothing a producer writes raises."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from tests.messages import delete, message, raw_bytes, upsert, upsert_json
+from tests.model import Operation, row_digest
+from tidemark.collection import Collection
+from tidemark.record import (
+    KEY_BYTES_MAX,
+    METADATA_BYTES_MAX,
+    REASONS,
+    BadRecord,
+    Batch,
+    Headers,
+    Message,
+    decode,
+    hash_ids,
+    row_digests,
+)
+
+NAN, INF = float("nan"), float("inf")
+GOOD = raw_bytes([1, 2, 3])
+
+
+def collection(**changes: Any) -> Collection:
+    return Collection(**{"name": "c", "topic": "t", "dimension": 3, "metric": "l2", **changes})
+
+
+def decoded(*messages: Message, **changes: Any) -> tuple[Batch, list[BadRecord]]:
+    return decode(messages, collection(**changes))
+
+
+def the_bad_one(one: Message, **changes: Any) -> str:
+    batch, bad = decoded(one, **changes)
+    assert (batch.ids, batch.deleted_ids, len(bad)) == ([], [], 1)
+    assert bad[0].message is one
+    assert bad[0].reason in REASONS
+    assert bad[0].detail
+    assert (batch.upserts, batch.deletes, batch.position) == (0, 0, one.offset() + 1)  # type: ignore[operator]
+    return bad[0].reason
+
+
+@pytest.mark.parametrize(
+    ("key", "id_format", "reason"),
+    [
+        (None, "utf8", "no_key"),
+        (b"", "utf8", "no_key"),
+        (b"", "bytes", "no_key"),
+        (None, "int64", "no_key"),
+        (b"x" * (KEY_BYTES_MAX + 1), "utf8", "too_large"),
+        (b"x" * (KEY_BYTES_MAX + 1), "bytes", "too_large"),
+        (b"\xff\xfe", "utf8", "bad_key"),
+        ("\ud800".encode("utf-8", "surrogatepass"), "utf8", "bad_key"),
+        (b"1234567", "int64", "bad_key"),
+        (b"123456789", "int64", "bad_key"),
+    ],
+)
+@pytest.mark.parametrize("value", [GOOD, None])
+def test_a_bad_key_is_refused_with_its_reason(key: bytes, id_format: str, reason: str, value: bytes | None) -> None:
+    assert the_bad_one(message(7, key, value), id_format=id_format) == reason
+
+
+@pytest.mark.parametrize(
+    ("key", "id_format"),
+    [(b"x" * KEY_BYTES_MAX, "utf8"), ("sjön".encode(), "utf8"), (b"a\0b", "utf8"), (b"\xff", "bytes"), (b"\0" * 8, "int64")],
+)
+def test_a_good_key_is_the_id(key: bytes, id_format: str) -> None:
+    batch, bad = decoded(message(7, key, GOOD), id_format=id_format)
+    assert (batch.ids, bad) == ([key], [])
+
+
+def deep(levels: int) -> bytes:
+    return b"[" * levels + b"]" * levels
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (b"", "dimension"),
+        (GOOD[:-1], "dimension"),
+        (GOOD + b"\0", "dimension"),
+        (raw_bytes([1, NAN, 3]), "not_finite"),
+        (raw_bytes([1, 2, INF]), "not_finite"),
+        (raw_bytes([-INF, 2, 3]), "not_finite"),
+        (b"\x01\x00\xa0\x7f" * 3, "not_finite"),  # signalling NaNs
+        (raw_bytes([1, 2, 3e38]), "not_finite"),  # its distances would be infinite
+        (b'{"vector": [1, 2, 1e39]}', "not_finite"),
+        (b'{"vector": [1, 2, -1e39]}', "not_finite"),
+        (b'{"vector": [1, 2, 1e999]}', "decode"),
+        (b'{"vector": [1, 2, NaN]}', "decode"),
+        (b'{"vector": [1, 2, null]}', "decode"),
+        (b'{"vector": [1, 2, "3"]}', "decode"),
+        (b'{"vector": [1, 2, 3]', "decode"),
+        (b'{"vector": [1, 2, 3]} x', "decode"),
+        (b'{"embedding": [1, 2, 3]}', "decode"),
+        (b'{"vector": ' + deep(100_000) + b"}", "decode"),
+        (b'{"vector": [1, 2, 3], "more": ' + deep(100_000) + b"}", "decode"),
+        (b'{"vector": [1, 2, 3], "metadata": {"a": ' + deep(10_000) + b"}}", "decode"),
+        (b'{"vector": [1, 2]}', "dimension"),
+        (b'{"vector": []}', "dimension"),
+        (b'{"vector": [1, 2, 3, 4]}', "dimension"),
+        (b'{"vector": [1, 2, 3], "metadata": [1]}', "decode"),
+        (b'{"vector": [1, 2, 3], "metadata": "a"}', "decode"),
+        (b'{"vector": [1, 2, 3], "metadata": 1}', "decode"),
+        (b'{"vector": [1, 2, 3], "metadata": {"a": "' + b"x" * METADATA_BYTES_MAX + b'"}}', "too_large"),
+        (b'{"vector": [1, 2, 3], "metadata": {"a": "\xff"}}', "decode"),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_reason(value: bytes, reason: str) -> None:
+    assert the_bad_one(message(7, b"a", value)) == reason
+
+
+@pytest.mark.parametrize(
+    ("metadata", "reason"),
+    [
+        (b"", "decode"),
+        (b"{", "decode"),
+        (b"[]", "decode"),
+        (b"null", "decode"),
+        (b'{"a": ' + deep(10_000) + b"}", "decode"),
+        (b'{"a": "' + b"x" * METADATA_BYTES_MAX + b'"}', "too_large"),
+    ],
+)
+def test_a_bad_metadata_header_is_refused_with_its_reason(metadata: bytes, reason: str) -> None:
+    assert the_bad_one(upsert(7, b"a", [1, 2, 3], metadata)) == reason
+
+
+def test_a_zero_vector_is_bad_under_cosine_only() -> None:
+    zero = upsert(7, b"a", [0, -0.0, 0])
+    assert the_bad_one(zero, metric="cosine") == "zero_norm"
+    assert decoded(zero, metric="ip")[1] == []
+
+
+@pytest.mark.parametrize("vector", [[3e38, -3e38, 1], [1e-45, 0, 0], [1e-30, 1e-30, 0]])
+def test_cosine_normalises_the_largest_and_the_smallest_vectors(vector: list[float]) -> None:
+    batch, bad = decoded(upsert(7, b"a", vector), metric="cosine")
+    assert bad == []
+    assert np.linalg.norm(batch.vectors[0]) == pytest.approx(1, abs=1e-6)
+
+
+def test_each_non_finite_row_is_found_among_good_ones_in_any_place() -> None:
+    rng = np.random.default_rng(0)
+    for dimension in (1, 2, 7, 8, 16, 33, 100):
+        vectors = rng.normal(size=(70, dimension)).astype(np.float32)
+        hurt = rng.choice(70, 20, replace=False)
+        vectors[hurt, rng.integers(dimension, size=20)] = rng.choice([np.nan, np.inf, -np.inf], 20)
+        messages = [message(at, b"%d" % at, vector.tobytes()) for at, vector in enumerate(vectors)]
+        for metric in ("l2", "cosine"):
+            batch, bad = decode(messages, collection(dimension=dimension, metric=metric))
+            assert sorted(record.message.offset() for record in bad) == sorted(hurt.tolist())  # type: ignore[type-var]
+            assert {record.reason for record in bad} == {"not_finite"}
+            assert len(batch.ids) == len(batch.vectors) == 50
+
+
+def test_a_null_value_is_a_delete() -> None:
+    batch, bad = decoded(delete(5, b"a"), upsert(6, b"b", [1, 2, 3]), delete(9, b"c"))
+    assert (batch.ids, batch.deleted_ids, bad) == ([b"b"], [b"a", b"c"], [])
+    assert (batch.position, batch.upserts, batch.deletes) == (10, 1, 2)
+    assert batch.offsets.tolist() == [6]
+    assert len(batch.deleted_hashes) == 2
+
+
+@pytest.mark.parametrize("last", [delete(9, b"z"), message(9, None, GOOD)])
+def test_a_batch_without_upserts_still_has_the_next_position(last: Message) -> None:
+    batch, _ = decoded(delete(8, b"a"), last, metric="cosine")
+    assert batch.position == 10
+    assert batch.vectors.shape == (0, 3)
+    assert batch.digests.shape == batch.offsets.shape == (0,)
+
+
+def test_the_last_record_of_an_id_in_a_batch_wins() -> None:
+    batch, bad = decoded(
+        upsert(1, b"a", [1, 1, 1]),
+        upsert(2, b"b", [2, 2, 2]),
+        upsert(3, b"a", [3, 3, 3], b'{"n":3}'),
+        delete(4, b"b"),
+        delete(5, b"c"),
+        upsert(6, b"c", [6, 6, 6]),
+    )
+    assert bad == []
+    assert batch.ids == [b"a", b"c"]
+    assert batch.vectors[:, 0].tolist() == [3, 6]
+    assert batch.offsets.tolist() == [3, 6]
+    assert batch.timestamps.tolist() == [1_003, 1_006]
+    assert batch.metadata == [b'{"n":3}', None]
+    assert batch.deleted_ids == [b"b"]
+    assert (batch.upserts, batch.deletes) == (4, 2)
+
+
+@pytest.mark.parametrize("bad_value", [b"short", raw_bytes([1, NAN, 1]), b'{"vector": [1]}'])
+def test_a_bad_later_record_leaves_the_earlier_good_one(bad_value: bytes) -> None:
+    batch, bad = decoded(upsert(1, b"a", [1, 1, 1]), delete(2, b"b"), message(3, b"a", bad_value), message(4, b"b", bad_value))
+    assert (batch.ids, batch.offsets.tolist(), batch.deleted_ids) == ([b"a"], [1], [b"b"])
+    assert [record.message.offset() for record in bad] == [3, 4]
+    assert (batch.upserts, batch.deletes, batch.position) == (1, 1, 5)
+
+
+def test_a_bad_earlier_record_does_not_hide_the_later_good_one() -> None:
+    batch, bad = decoded(message(1, b"a", b"short"), upsert(2, b"a", [2, 2, 2]))
+    assert (batch.ids, batch.offsets.tolist(), len(bad)) == ([b"a"], [2], 1)
+
+
+JSON = b'{"vector":[1,2,3]}'
+OCTETS, JSON_TYPE = b"application/octet-stream", b"application/json"
+
+
+@pytest.mark.parametrize(
+    ("format_", "value", "content_type", "good"),
+    [
+        ("raw", GOOD, None, True),
+        ("raw", JSON, None, False),
+        ("raw", GOOD, JSON_TYPE, True),
+        ("json", JSON, None, True),
+        ("json", GOOD, None, False),
+        ("json", JSON, OCTETS, True),
+        ("auto", GOOD, None, True),
+        ("auto", JSON, None, True),
+        ("auto", b" \n\t" + JSON, None, True),
+        ("auto", JSON, JSON_TYPE, True),
+        ("auto", JSON, b"application/vnd.acme.v1+json; charset=utf-8", True),
+        ("auto", JSON, b"Application/JSON", True),
+        ("auto", JSON, OCTETS, False),
+        ("auto", GOOD, JSON_TYPE, False),
+        ("auto", GOOD, b"application/jsonl", True),
+        ("auto", JSON, b"", True),
+    ],
+)
+def test_the_content_type_decides_before_the_value_does(
+    format_: str, value: bytes, content_type: bytes | None, good: bool
+) -> None:
+    headers: Headers | None = None if content_type is None else [("content-type", content_type)]
+    batch, bad = decoded(message(1, b"a", value, headers), format=format_)
+    assert (len(batch.ids), len(bad)) == ((1, 0) if good else (0, 1))
+    if good:
+        assert batch.vectors.tolist() == [[1, 2, 3]]
+
+
+def test_a_raw_vector_may_start_with_a_brace() -> None:
+    value = b'{"v"' + raw_bytes([2, 3])
+    batch, bad = decoded(message(1, b"a", value))
+    assert bad == []
+    assert batch.vectors.tobytes() == value
+
+
+def test_a_value_of_exactly_the_raw_length_is_raw_under_auto() -> None:
+    value = b'{"vector":[12,34,56]}   '
+    assert len(value) == 24
+    batch, bad = decoded(message(1, b"a", value), dimension=6)
+    assert bad == []
+    assert batch.vectors.tobytes() == value
+    batch, _ = decoded(message(1, b"a", value))
+    assert batch.vectors.tolist() == [[12, 34, 56]]
+
+
+def test_metadata_is_kept_as_it_was_written() -> None:
+    batch, bad = decoded(
+        upsert(1, b"a", [1, 2, 3]),
+        upsert(2, b"b", [1, 2, 3], b"{}"),
+        upsert(3, b"c", [1, 2, 3], b' {"n" : 1} '),
+        upsert_json(4, b"d", [1, 2, 3]),
+        upsert_json(5, b"e", [1, 2, 3], metadata=None),
+        upsert_json(6, b"f", [1, 2, 3], metadata={}),
+        upsert_json(7, b"g", [1, 2, 3], metadata={"n": [1, {"å": None}]}),
+    )
+    assert bad == []
+    assert batch.metadata[:6] == [None, b"{}", b' {"n" : 1} ', None, None, b"{}"]
+    assert json.loads(batch.metadata[6] or b"") == {"n": [1, {"å": None}]}
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine", "ip"])
+def test_the_digest_is_the_same_for_a_vector_written_raw_or_as_json(metric: str) -> None:
+    vector = [0.1, -2.5, 3e-7]
+    raw, _ = decoded(upsert(1, b"a", vector), metric=metric)
+    text, _ = decoded(upsert_json(1, b"a", vector, metadata={"a": 1}), metric=metric)
+    assert raw.digests.tolist() == text.digests.tolist()
+    assert raw.vectors.tobytes() == text.vectors.tobytes()
+
+
+@given(st.binary(min_size=1, max_size=20), st.integers(0, 2**62), st.lists(st.floats(width=32), min_size=3, max_size=3))
+def test_the_digest_is_the_one_in_the_format_document(id_: bytes, offset: int, vector: list[float]) -> None:
+    row = Operation(offset, id_, np.array(vector, np.float32))
+    hashes = hash_ids([id_])
+    digests = row_digests(hashes, np.array([offset], np.int64), [np.array(vector, "<f4").tobytes()])
+    assert int(digests[0]) == row_digest(row)
+
+
+def test_the_digest_depends_on_id_offset_and_vector() -> None:
+    batch, _ = decoded(upsert(1, b"a", [1, 2, 3]), upsert(2, b"b", [1, 2, 3]))
+    other, _ = decoded(upsert(1, b"b", [1, 2, 3]), upsert(2, b"a", [1, 2, 3.0000002]))
+    assert len({*batch.digests.tolist(), *other.digests.tolist()}) == 4
+
+
+VALUES = st.one_of(
+    st.none(),
+    st.binary(max_size=30),
+    st.binary(min_size=12, max_size=12),
+    st.binary(max_size=20).map(lambda rest: b'{"vector":' + rest),
+    st.lists(st.one_of(st.floats(), st.integers()), min_size=2, max_size=4).map(lambda v: json.dumps({"vector": v}).encode()),
+    st.recursive(st.none() | st.floats() | st.text(max_size=5), lambda inner: st.lists(inner, max_size=4)).map(
+        lambda part: json.dumps({"vector": [1, 2, 3], "metadata": part}).encode()
+    ),
+)
+HEADERS = st.none() | st.lists(
+    st.tuples(
+        st.sampled_from(["metadata", "content-type", "other"]),
+        st.none() | st.binary(max_size=20) | st.sampled_from([b"{}", JSON_TYPE, OCTETS]),
+    ),
+    max_size=3,
+)
+KEYS = st.none() | st.binary(max_size=9) | st.sampled_from([b"a", b"b", b"12345678"])
+
+
+@given(
+    st.lists(st.tuples(KEYS, VALUES, HEADERS), min_size=1, max_size=12),
+    st.sampled_from(["raw", "json", "auto"]),
+    st.sampled_from(["utf8", "int64", "bytes"]),
+    st.sampled_from(["l2", "cosine", "ip"]),
+)
+@example([(b"a", b"\x01\x00\xa0\x7f" * 3, None)], "auto", "utf8", "cosine")
+def test_decoding_never_raises_for_what_a_producer_wrote(
+    records: list[tuple[bytes | None, bytes | None, Headers | None]], format_: str, id_format: str, metric: str
+) -> None:
+    messages = [message(at, *record) for at, record in enumerate(records)]
+    batch, bad = decoded(*messages, format=format_, id_format=id_format, metric=metric)
+    assert batch.upserts + batch.deletes + len(bad) == len(messages)
+    assert batch.position == len(messages)
+    assert len({*batch.ids, *batch.deleted_ids}) == len(batch.ids) + len(batch.deleted_ids)
+    columns = (batch.hashes, batch.vectors, batch.offsets, batch.timestamps, batch.metadata, batch.digests)
+    assert {len(column) for column in columns} == {len(batch.ids)}
+    assert np.isfinite(batch.vectors).all()
+    assert (np.diff(batch.offsets) > 0).all()
