@@ -8,8 +8,9 @@ queue. No vector passes through Pydantic.
 import asyncio
 import os
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import orjson
@@ -23,10 +24,15 @@ from tidemark import id as ids
 from tidemark import searcher
 from tidemark.errors import BadQuery, NotFreshEnough, Overloaded
 from tidemark.settings import Settings
+from tidemark.view import View
 
-# Rows scanned exactly by one query on the event loop: 20k rows of 128-d take 0.2 ms.
+T = TypeVar("T")
+# Numbers compared on the event loop: 20k rows of 128-d take 0.4 ms.
 INLINE_NUMBERS_MAX = 20_000 * 128
+# One query of an index takes 0.1 to 0.15 ms, as long as a scan of 6k rows of 128-d.
+INDEX_NUMBERS = 6_000 * 128
 FRESHNESS_POLL_S = 0.002
+FLOAT32_MAX = float(np.finfo(np.float32).max)  # JSON has no infinity
 
 
 class Searches:
@@ -50,7 +56,8 @@ class Searches:
         if request.min_positions:
             follower = await self._wait_for(served, request)
         if queries is None:
-            queries = self._stored(follower, request.id) if request.id else schemas.queries_from_json(request)
+            by_id = request.id is not None
+            queries = self._stored(follower, request.id or "") if by_id else schemas.queries_from_json(request)
         prepared = searcher.prepare_queries(queries, served.collection)
         many = request.vectors is not None
         answer = await self._search(follower, prepared, request)
@@ -62,26 +69,27 @@ class Searches:
         views = follower.views
         if not views:
             raise NotReady(f"{follower.collection.name}: {follower.problem or 'not opened yet'}")
-        scanned = sum(view.live_rows if request.exact else view.unbuilt_rows for view in views)
-        cheap = (scanned + 1) * queries.size <= INLINE_NUMBERS_MAX and request.effort <= 4
-        if cheap and self.waiting == 0:
+
+        def work() -> searcher.Answer:
             return searcher.search(views, queries, request.k, request.effort, request.exact)
+
+        cheap = _numbers_scanned(views, len(queries), request) <= INLINE_NUMBERS_MAX
+        return work() if cheap and self.waiting == 0 else await self.in_pool(work)
+
+    async def in_pool(self, work: Callable[[], T]) -> T:
+        """Run on one of the search threads; raises Overloaded when too much waits for them."""
         if self.waiting >= self._queue_max:
             raise Overloaded(f"{self.waiting} searches are waiting: try again later, or add replicas")
         self.waiting += 1
-        work = self._pool.submit(searcher.search, views, queries, request.k, request.effort, request.exact)
         try:
-            return await asyncio.wrap_future(work)
+            return await asyncio.wrap_future(self._pool.submit(work))
         finally:
             self.waiting -= 1
 
     async def _wait_for(self, served: Served, request: schemas.SearchRequest) -> Follower:
         """Wait, bounded, until the wanted positions are applied; raises NotFreshEnough."""
         assert request.min_positions is not None
-        try:
-            wanted = {int(partition): position for partition, position in request.min_positions.items()}
-        except ValueError:
-            raise BadQuery('min_positions: the names are partition numbers, such as {"0": 123}') from None
+        wanted = {int(partition): position for partition, position in request.min_positions.items()}
         deadline = time.monotonic() + request.timeout_ms / 1000
         while True:
             reached = served.follower.positions
@@ -95,10 +103,29 @@ class Searches:
 
     def _stored(self, follower: Follower, text: str) -> NDArray[np.float32]:
         id_ = ids.from_text(text, follower.collection.id_format)
-        found = searcher.get(follower.views, id_)
+        found = stored(follower, id_)
         if found is None:
-            raise NotFound(f"collection {follower.collection.name!r} holds no id {text!r}")
-        return np.array(found.vector)[None, :]
+            raise NotFound(f"collection {follower.collection.name!r} holds no id {text[:80]!r}")
+        return found[1][None, :]
+
+
+def stored(follower: Follower, id_: bytes) -> tuple[searcher.Hit, NDArray[np.float32]] | None:
+    """The live row of an id and a copy of its vector, None when there is none."""
+    while (hit := searcher.get(follower.views, id_)) is not None:
+        vector = np.array(hit.vector)
+        if not np.isnan(vector[0]):  # killed since it was found (exact.py): look for its newer version
+            return hit, vector
+    return None
+
+
+def _numbers_scanned(views: Sequence[View], queries: int, request: schemas.SearchRequest) -> float:
+    """What a search costs, in numbers compared; an index costs about as much as a scan of some rows."""
+    dimension = views[0].collection.dimension
+    if request.exact:
+        return queries * dimension * sum(view.live_rows + view.dead_rows for view in views)
+    built = sum(segment.is_built for view in views for segment in view.searcher.segments)
+    effort = max(1.0, request.effort) * max(1.0, request.k / 100)
+    return queries * (dimension * sum(view.unbuilt_rows for view in views) + built * effort * INDEX_NUMBERS)
 
 
 class NotFound(Exception):
@@ -125,12 +152,13 @@ def encode(
 def _hit(follower: Follower, hit: searcher.Hit, with_metadata: bool, with_vector: bool) -> dict[str, Any]:
     found: dict[str, Any] = {
         "id": ids.to_text(hit.id, follower.collection.id_format),
-        "distance": hit.distance,
+        "distance": min(max(hit.distance, -FLOAT32_MAX), FLOAT32_MAX),
     }
     if with_metadata:
         found["metadata"] = raw_json(hit.metadata)
     if with_vector:
-        found["vector"] = np.array(hit.vector)
+        vector = np.array(hit.vector)
+        found["vector"] = None if np.isnan(vector[0]) else vector  # replaced or deleted while we answer
     return found
 
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
 import numpy as np
 import orjson
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -23,13 +24,16 @@ from tidemark.errors import BadQuery, BrokerUnreachable, Overloaded
 from tidemark.kafka_settings import Settings, producer_settings
 from tidemark.record import METADATA_BYTES_MAX, next_position
 
+_decode_object = msgspec.json.Decoder(dict[str, object]).decode
 PARTITIONER = -1  # librdkafka's "let the partitioner choose"
 
-Record = tuple[bytes, bytes | None, list[tuple[str, str | bytes | None]]]
+Headers = list[tuple[str, str | bytes | None]]
+Record = tuple[bytes, bytes | None, Headers]
+Placed = tuple[int, bytes, bytes | None, Headers]
 
 
 class Writes:
-    """Produces records; one per process. Delivery reports come back on a thread of its own."""
+    """Produces records; one per process, used on the event loop, which takes the delivery reports too."""
 
     def __init__(self, settings: Settings, timeout_s: float) -> None:
         self._timeout_s = timeout_s
@@ -38,7 +42,7 @@ class Writes:
     async def write(self, follower: Follower, request: WriteRequest) -> dict[int, int]:
         """Produce and wait for the brokers; the positions after the records, per partition."""
         collection = follower.collection
-        records = [*_upserts(request.upserts, collection), *_deletes(request.deletes, collection)]
+        records = await asyncio.to_thread(_records, follower, request)
         loop = asyncio.get_running_loop()
         done: asyncio.Future[dict[int, int]] = loop.create_future()
         positions: dict[int, int] = {}
@@ -57,9 +61,7 @@ class Writes:
             position = 0 if error is not None else next_position(message)
             loop.call_soon_threadsafe(finish, error, message.partition() or 0, position)
 
-        for key, value, headers in records:
-            stored = searcher.get(follower.views, key)
-            partition = PARTITIONER if stored is None else stored.partition
+        for partition, key, value, headers in records:
             self._produce(collection.topic, partition, key, value, headers, delivered)
         return await self._acknowledged(done)
 
@@ -68,7 +70,11 @@ class Writes:
         while not done.done():
             self._producer.poll(0)
             if asyncio.get_running_loop().time() > deadline:
-                raise BrokerUnreachable(f"the brokers did not acknowledge the write within {self._timeout_s:g} s")
+                done.cancel()
+                raise BrokerUnreachable(
+                    f"the brokers did not acknowledge the write within {self._timeout_s:g} s: it may still be "
+                    "written, in part; sending it again is safe"
+                )
             await asyncio.sleep(0.001)
         return done.result()
 
@@ -78,7 +84,10 @@ class Writes:
         try:
             self._producer.produce(topic, value, key, partition, headers=headers, on_delivery=delivered)
         except BufferError:
-            raise Overloaded("the producer's queue is full: the brokers do not keep up; try again later") from None
+            raise Overloaded(
+                "the producer's queue is full, the brokers do not keep up; a part of the request may be written: "
+                "send it again later"
+            ) from None
         except KafkaException as error:
             if error.args[0].code() == KafkaError.MSG_SIZE_TOO_LARGE:
                 raise BadQuery(f"id {key[:80]!r}: the record is larger than kafka.message.max.bytes") from None
@@ -86,6 +95,21 @@ class Writes:
 
     def close(self) -> None:
         self._producer.flush(5.0)
+
+
+def _records(follower: Follower, request: WriteRequest) -> list[Placed]:
+    """Every record of the request, checked, with the partition that holds its id; raises BadQuery."""
+    collection = follower.collection
+    upserts, deletes = _upserts(request.upserts, collection), _deletes(request.deletes, collection)
+    both = {key for key, _, _ in upserts} & {key for key, _, _ in deletes}
+    if both:
+        text = ids.to_text(both.pop(), collection.id_format)
+        raise BadQuery(f"id {text[:80]!r} is in upserts and in deletes: which comes last? Send two requests")
+    placed: list[Placed] = []
+    for key, value, headers in [*upserts, *deletes]:
+        stored = searcher.get(follower.views, key)
+        placed.append((PARTITIONER if stored is None else stored.partition, key, value, headers))
+    return placed
 
 
 def _upserts(upserts: Iterable[Upsert], collection: Collection) -> list[Record]:
@@ -111,16 +135,27 @@ def _upsert(upsert: Upsert, collection: Collection) -> Record:
         raise BadQuery("the vector holds a number beyond float32")
     if collection.metric == "cosine" and math.fsum(map(abs, vector.tolist())) == 0:
         raise BadQuery("a zero vector has no direction under cosine")
-    headers: list[tuple[str, str | bytes | None]] = []
-    if upsert.metadata is not None:
-        metadata = orjson.dumps(upsert.metadata)
-        if len(metadata) > METADATA_BYTES_MAX:
-            raise BadQuery(f"the metadata has {len(metadata)} bytes, at most {METADATA_BYTES_MAX}")
-        headers.append(("metadata", metadata))
-    if collection.format != "json":
-        return key, vector.tobytes(), headers
-    value = {"vector": vector.tolist(), "metadata": upsert.metadata}
-    return key, orjson.dumps(value), [("content-type", b"application/json")]
+    metadata = _metadata(upsert)
+    if collection.format == "json":
+        value = {"vector": vector.tolist(), "metadata": None if metadata is None else orjson.Fragment(metadata)}
+        return key, orjson.dumps(value), []
+    # No content-type: a value of exactly this length is raw, and the consumer decodes it without a look at headers.
+    return key, vector.tobytes(), [] if metadata is None else [("metadata", metadata)]
+
+
+def _metadata(upsert: Upsert) -> bytes | None:
+    """The metadata as it was sent: a JSON object; raises BadQuery."""
+    raw = None if upsert.metadata is None else bytes(upsert.metadata).strip()
+    if raw is None or raw == b"null":
+        return None
+    if len(raw) > METADATA_BYTES_MAX:
+        raise BadQuery(f"the metadata has {len(raw)} bytes, at most {METADATA_BYTES_MAX}")
+    try:
+        _decode_object(raw)
+        orjson.loads(raw)
+    except (msgspec.DecodeError, orjson.JSONDecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise BadQuery(f"the metadata is not a JSON object: {error}") from None
+    return raw
 
 
 def _deletes(deletes: Iterable[str], collection: Collection) -> list[Record]:

@@ -33,7 +33,7 @@ class Broker:
 
     @property
     def pid(self) -> int | None:
-        """Our child's; None for another broker and when the child has ended (`local.start()` starts it again)."""
+        """Our child's; None for another broker, and when the child has ended (`local.start()` helps)."""
         return self.local.pid if self.local else None
 
 
@@ -60,6 +60,8 @@ def _said(broker: Broker) -> Broker:
 def _objection_to_docker(data_dir: Path) -> str | None:
     if (data_dir / "logs" / "meta.properties").exists():
         return f"{data_dir} holds the log of one"
+    if not os.environ.get("DOCKER_HOST") and not Path("/var/run/docker.sock").exists():
+        return "no Docker engine is here"
     try:
         from testcontainers.core.docker_client import DockerClient
     except ImportError:

@@ -1,19 +1,39 @@
-"""Settings of all tests: one search thread, as in the services, and Hypothesis without deadlines."""
+"""Fixtures: one real broker for the whole run, and a deployment per test."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from cli.broker import open_broker
+from tests.services import Deployment, deployment
 from tidemark.exact import use_one_thread_per_search
 
-settings.register_profile(
-    "tidemark",
-    deadline=None,
-    max_examples=50,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
-settings.load_profile("tidemark")
+settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("default")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def _one_thread_per_search() -> None:
     use_one_thread_per_search()
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Bootstrap servers of a real Kafka."""
+    with open_broker(tmp_path_factory.mktemp("kafka"), fast_start=True) as broker:
+        yield broker.bootstrap_servers
+
+
+@pytest.fixture
+def deploy(kafka: str, tmp_path: Path) -> Iterator[Callable[..., Deployment]]:
+    """Makes a deployment with a topic of its own; stopped after the test."""
+    with ExitStack() as stack:
+
+        def make(partitions: int = 1, **overrides: Any) -> Deployment:
+            return stack.enter_context(deployment(tmp_path, kafka, partitions, **overrides))
+
+        yield make

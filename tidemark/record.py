@@ -296,7 +296,8 @@ class _Decoder:
             for i in np.flatnonzero(bad)
         }
         if self.collection.metric == "cosine":
-            zero = ~matrix.any(axis=1)
+            with np.errstate(invalid="ignore"):  # a signalling NaN
+                zero = ~matrix.any(axis=1)
             for i in np.flatnonzero(zero):
                 refused[rows[i]] = ("zero_norm", "a zero vector has no direction under cosine")
             bad |= zero

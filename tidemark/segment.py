@@ -7,7 +7,7 @@ One writer kills rows; any number of readers search, without locks. Knows nothin
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -112,7 +112,14 @@ def verify_file(path: Path, expected: FileEntry) -> None:
 class Segment:
     """An opened segment. `rows` never changes; `dead_rows` only grows."""
 
-    def __init__(self, directory: Path, entry: SegmentEntry, dimension: int, metric: Metric) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        entry: SegmentEntry,
+        dimension: int,
+        metric: Metric,
+        verified: Collection[str] = (),
+    ) -> None:
         self.name = entry.name
         self.entry = entry
         self.directory = directory
@@ -121,7 +128,9 @@ class Segment:
         self.metric = metric
         self.parameters = index.SearchParameters(entry.effort, entry.k_factor, entry.recall)
         for name, expected in entry.files.items():
-            verify_file(directory / name, expected)
+            if name not in verified:
+                verify_file(directory / name, expected)
+        self._dimension = dimension
         self._open_vectors(dimension)
         self._open_columns()
         self._index = None
@@ -131,7 +140,6 @@ class Segment:
         self.dead_rows = 0
         self.saved_dead_rows = 0
         if entry.dead_file:
-            verify_file(directory / entry.dead_file, entry.files[entry.dead_file])
             self._open_dead_rows(entry.dead_file)
 
     def _open_vectors(self, dimension: int) -> None:
@@ -166,6 +174,11 @@ class Segment:
         dead = np.flatnonzero(np.unpackbits(bits, count=self.rows, bitorder="little"))
         self.kill(dead.astype(np.int64))
         self.saved_dead_rows = self.dead_rows
+
+    def reopened(self, entry: SegmentEntry) -> "Segment":
+        """The same files, verified before, with exactly the dead rows of a newer manifest's entry."""
+        unchanged = {name for name, file in entry.files.items() if self.entry.files.get(name) == file}
+        return Segment(self.directory, entry, self._dimension, self.metric, verified=unchanged)
 
     @property
     def live_count(self) -> int:

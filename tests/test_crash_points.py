@@ -1,0 +1,101 @@
+"""A consumer killed at any step of checkpoint and commit, restarted, ends with exactly what the log says."""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from tests.services import Deployment, Service, vectors, wait_until
+from tidemark import searcher
+from tidemark.checkpoint import Checkpoints
+from tidemark.generation import current
+from tidemark.topic import Topics
+from tidemark.view import View
+
+# Each step, at an occurrence that lies in the middle of work: `name:n` is the n-th time it is reached.
+STEPS = [
+    "claimed",
+    "applied:2",
+    "dead-letters-acknowledged:2",
+    "flat-durable:2",
+    "dead-rows-durable:3",
+    "temporary-written:6",
+    "linked:6",
+    "manifest-durable:3",
+    "committed:3",
+    "manifests-removed:2",
+    "obsolete-removed:3",
+    "installed",
+]
+BUILDER_STEPS = ["build-read", "build-written"]
+
+
+def _opened(deployed: Deployment) -> View:
+    """The newest checkpoint, read as a restarting service reads it."""
+    collection = deployed.settings.collection("docs")
+    generation = current(deployed.checkpoints, "docs")
+    assert generation is not None
+    loaded = Checkpoints(deployed.checkpoints, collection, generation, 0).load()
+    assert loaded is not None
+    view = View(collection, 0)
+    manifest = loaded.manifest
+    view.open(loaded.segments, manifest.position, manifest.leader_epoch, manifest.digest)
+    return view
+
+
+def _produce_round(deployed: Deployment, number: int, state: dict[bytes, bytes]) -> None:
+    """Upserts, updates and deletes over some hundred ids, and a bad record; `state` becomes what they end in."""
+    written = {b"id-%d" % (i + 150 * number): row.tobytes() for i, row in enumerate(vectors(600, number))}
+    deleted = list(written)[::7]
+    deployed.produce([*written.items(), (b"bad-%d" % number, b"no vector"), *((key, None) for key in deleted)])
+    state.update(written)
+    for key in deleted:
+        del state[key]
+
+
+def _assert_equals(view: View, state: dict[bytes, bytes]) -> None:
+    found = {hit.id: np.array(hit.vector).tobytes() for hit in searcher.scan([view], None, 1_000_000)}
+    assert found == state
+    answer = searcher.search([view], vectors(20, 99), 50, exact=True)
+    for hits in answer.hits:
+        assert len({hit.id for hit in hits}) == len(hits) == 50
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("step", [*STEPS, *BUILDER_STEPS])
+def test_a_kill_at_this_step_loses_nothing_and_doubles_nothing(step: str, deploy: Callable[..., Deployment]) -> None:
+    # A static member takes its partitions over again at once, without waiting for the session of the killed one.
+    deployed = deploy(
+        kafka={"group.instance.id": "one"},
+        checkpoint={"interval_s": 0.05, "grace_s": 0.0},
+        consumer={"fetch_records": 400},
+    )
+    killed = deployed.start("consumer", TIDEMARK_CRASH_AT=step)
+    state: dict[bytes, bytes] = {}
+    for number in range(100):
+        _produce_round(deployed, number, state)
+        if number >= 3 and _is_killed(killed, step):
+            break
+        time.sleep(0.1)
+    assert _is_killed(killed, step), killed.text[-2000:]
+    killed.kill()
+    restarted = deployed.start("consumer")
+    wait_until(lambda: "owns" in restarted.text, 30, restarted.text[-2000:])
+    deployed.wait_until_checkpointed()
+    _assert_built(deployed)
+    assert restarted.terminate() == 0
+    view = _opened(deployed)
+    _assert_equals(view, state)
+    topics = Topics(deployed.settings.kafka)
+    committed = topics.committed(deployed.topic, [(deployed.topic, 0)])
+    assert committed[(deployed.topic, 0)] <= view.position
+
+
+def _is_killed(service: Service, step: str) -> bool:
+    """The consumer itself, or its builder, which it reports."""
+    return "builder failed" in service.text if step in BUILDER_STEPS else service.process.poll() == -9
+
+
+def _assert_built(deployed: Deployment) -> None:
+    wait_until(lambda: any(segment.is_built for segment in _opened(deployed).searcher.segments), 30, "a built segment")

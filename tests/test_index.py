@@ -1,0 +1,124 @@
+"""ANN indexes: both kinds reach the recall asked for, answer no cleared bit, and take any shape of rows."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests.rows import embeddings, unit
+from tidemark import index
+from tidemark.collection import IndexKind, IndexParameters, Metric
+from tidemark.errors import CorruptCheckpoint
+from tidemark.exact import exact_search
+
+KINDS: tuple[IndexKind, ...] = ("ivfpq", "hnsw")
+TARGET = 0.95
+
+
+def parameters(kind: IndexKind) -> IndexParameters:
+    return IndexParameters(kind=kind, recall_target=TARGET)
+
+
+def recall(
+    built: tuple[Any, index.SearchParameters],
+    rows: NDArray[np.float32],
+    queries: NDArray[np.float32],
+    k: int,
+    metric: Metric,
+) -> float:
+    truth = exact_search(rows, queries, k, metric)[1]
+    found = index.search(built[0], rows, queries, k, metric, built[1], None)[1]
+    return float(np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(found, truth, strict=True)]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("dimension", "metric"), [(32, "l2"), (33, "cosine"), (24, "ip"), (1, "l2")])
+def test_the_recall_target_is_reached_on_queries_not_seen(kind: IndexKind, dimension: int, metric: Metric) -> None:
+    vectors = embeddings(8_200, dimension)
+    if metric == "cosine":
+        vectors = unit(vectors)
+    rows, queries = vectors[:8_000], np.ascontiguousarray(vectors[8_000:])
+    built = index.build(rows, metric, parameters(kind), seed=1)
+    assert built[1].recall >= TARGET
+    assert recall(built, rows, queries, 10, metric) >= TARGET - 0.03
+    assert recall(built, rows, queries, 1, metric) >= TARGET - 0.05
+    assert recall(built, rows, queries, 100, metric) >= TARGET - 0.05
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_in_sorted_order_are_found_as_well(kind: IndexKind) -> None:
+    vectors = embeddings(5_000, 16)
+    vectors = np.ascontiguousarray(vectors[np.argsort(vectors[:, 0])])
+    built = index.build(vectors, "l2", parameters(kind), seed=1)
+    assert recall(built, vectors, vectors[::50], 10, "l2") >= TARGET - 0.03
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_are_all_the_same_are_answered_and_count_as_found(kind: IndexKind) -> None:
+    rows = np.ones((3_000, 8), np.float32)
+    built, search = index.build(rows, "l2", parameters(kind), seed=1)
+    distances, labels = index.search(built, rows, rows[:2], 10, "l2", search, None)
+    assert search.recall == 1.0
+    assert (distances == 0).all()
+    assert all(len(set(line)) == 10 and min(line) >= 0 for line in labels.tolist())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", [index.ANN_ROWS_LEAST, 150, 700])
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+def test_a_small_segment_can_be_built(kind: IndexKind, count: int, metric: Metric) -> None:
+    rows = embeddings(count, 6)
+    built, search = index.build(rows, metric, parameters(kind), seed=1)
+    assert 0.5 < search.recall <= 1.0
+    _, labels = index.search(built, rows, rows[:3], count + 5, metric, search, None)
+    assert labels.shape == (3, count + 5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+def test_a_cleared_bit_is_never_answered(kind: IndexKind, metric: Metric) -> None:
+    rows = embeddings(3_001, 16)
+    built, search = index.build(rows, metric, parameters(kind), seed=1)
+    rng = np.random.default_rng(0)
+    for share in (0.01, 0.5, 0.999, 1.0):
+        dead = rng.random(len(rows)) < share
+        live = np.packbits(~dead, bitorder="little")
+        for k in (1, 10, 500):
+            _, labels = index.search(built, rows, rows[:20], k, metric, search, live)
+            assert not dead[labels[labels >= 0]].any()
+    live[:] = 0xFF
+    assert index.search(built, rows, rows[:1], 1, "l2", search, live)[1][0, 0] >= 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_answers_are_nearest_first_with_exact_distances(kind: IndexKind) -> None:
+    rows = embeddings(3_000, 16)
+    built, search = index.build(rows, "l2", parameters(kind), seed=1)
+    distances, labels = index.search(built, rows, rows[:5], 20, "l2", search, None, effort=2.0)
+    assert (np.diff(distances, axis=1) >= 0).all()
+    exact = ((rows[labels] - rows[:5, None]) ** 2).sum(axis=2)
+    assert distances == pytest.approx(exact, abs=1e-4)
+
+
+def test_few_rows_stay_flat() -> None:
+    asked = IndexParameters(kind="hnsw", ann_rows_min=100)
+    assert [index.kind_for(rows, asked) for rows in (1, 99, 100)] == ["flat", "flat", "hnsw"]
+    assert index.kind_for(index.ANN_ROWS_LEAST - 1, IndexParameters(kind="ivfpq", ann_rows_min=0)) == "flat"
+    assert index.kind_for(10**9, IndexParameters(kind="flat")) == "flat"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_index_file_of_another_type_or_shape_is_refused(tmp_path: Path, kind: IndexKind) -> None:
+    rows = embeddings(500, 8)
+    built, search = index.build(rows, "l2", parameters(kind), seed=1)
+    path = tmp_path / "index.faiss"
+    index.write(built, path)
+    opened = index.open_mapped(path, kind, 500, 8)
+    found = index.search(opened, rows, rows[:9], 5, "l2", search, None)
+    assert found[1].tolist() == index.search(built, rows, rows[:9], 5, "l2", search, None)[1].tolist()
+    other: IndexKind = "hnsw" if kind == "ivfpq" else "ivfpq"
+    for wrong in ((other, 500, 8), (kind, 501, 8), (kind, 500, 9)):
+        with pytest.raises(CorruptCheckpoint, match="the manifest says"):
+            index.open_mapped(path, *wrong)

@@ -1,0 +1,206 @@
+"""Segments: what was written is read back, damage is refused, dead rows stay dead."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tests.rows import FLAT, embeddings, rows_of, segment_of
+from tidemark.collection import IndexKind, IndexParameters, Metric
+from tidemark.errors import CorruptCheckpoint
+from tidemark.manifest import SegmentEntry
+from tidemark.record import hash_ids
+from tidemark.segment import Segment, concatenate, remove_segment_files, write_segment
+
+KINDS: tuple[IndexKind, ...] = ("flat", "hnsw", "ivfpq")
+
+
+def small(kind: IndexKind) -> IndexParameters:
+    return IndexParameters(kind=kind, ann_rows_min=64)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", [1, 7, 8, 200])
+def test_a_segment_is_read_back_as_it_was_written(tmp_path: Path, kind: IndexKind, count: int) -> None:
+    vectors = embeddings(count, 5)
+    rows = rows_of(vectors, first=40)
+    entry = write_segment(tmp_path / "s", rows, "l2", small(kind), seed=1)
+    segment = Segment(tmp_path / "s", entry, 5, "l2")
+    assert (entry.kind, segment.kind) == ((kind, kind) if count >= 64 else ("flat", "flat"))
+    assert segment.is_built == (segment.kind != "flat")
+    assert (segment.rows, segment.live_count, segment.dead_rows) == (count, count, 0)
+    for row in range(count):
+        assert segment.id_of(row) == b"id-%d" % (40 + row)
+        assert segment.offset_of(row) == 40 + row
+        assert segment.timestamp_of(row) == 1_040 + row
+        assert segment.metadata_of(row) == (b'{"n":%d}' % (40 + row) if (40 + row) % 3 else None)
+        assert segment.vector_of(row).tolist() == vectors[row].tolist()
+        assert segment.is_live(row)
+    assert segment.digests.tolist() == rows.digests.tolist()
+
+
+def flip(data: bytearray, at: int) -> bytearray:
+    data[at] ^= 1
+    return data
+
+
+DAMAGE: dict[str, Callable[[bytearray], bytearray]] = {
+    "first byte": lambda data: flip(data, 0),
+    "middle byte": lambda data: flip(data, len(data) // 2),
+    "last byte": lambda data: flip(data, len(data) - 1),
+    "cut by one": lambda data: data[:-1],
+    "cut in half": lambda data: data[: len(data) // 2],
+    "empty": lambda data: bytearray(),
+    "zero filled": lambda data: bytearray(len(data)),
+    "longer": lambda data: data + b"\0",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("kind", KINDS)
+def test_damage_to_any_file_is_refused(tmp_path: Path, kind: IndexKind, damage: str) -> None:
+    segment = segment_of(tmp_path / "s", embeddings(100, 4), parameters=small(kind))
+    segment.kill(np.array([3, 99]))
+    segment.save_dead_rows(2)
+    assert len(segment.entry.files) == (3 if kind == "flat" else 4)
+    for name in segment.entry.files:
+        path = tmp_path / "s" / name
+        whole = path.read_bytes()
+        path.write_bytes(DAMAGE[damage](bytearray(whole)))
+        with pytest.raises(CorruptCheckpoint, match=name):
+            Segment(tmp_path / "s", segment.entry, 4, "l2")
+        path.unlink()
+        with pytest.raises(CorruptCheckpoint, match="missing"):
+            Segment(tmp_path / "s", segment.entry, 4, "l2")
+        path.write_bytes(whole)
+    Segment(tmp_path / "s", segment.entry, 4, "l2")
+
+
+def test_every_flipped_byte_is_refused(tmp_path: Path) -> None:
+    segment = segment_of(tmp_path / "s", embeddings(3, 2))
+    for name in segment.entry.files:
+        path = tmp_path / "s" / name
+        whole = path.read_bytes()
+        for at in range(0, len(whole), max(1, len(whole) // 150)):
+            path.write_bytes(flip(bytearray(whole), at))
+            with pytest.raises(CorruptCheckpoint):
+                Segment(tmp_path / "s", segment.entry, 2, "l2")
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize(("change", "dimension"), [({"rows": 11}, 4), ({}, 5), ({"rows": 9}, 4)])
+def test_an_entry_of_another_shape_is_refused(tmp_path: Path, change: dict[str, int], dimension: int) -> None:
+    entry: SegmentEntry = write_segment(tmp_path / "s", rows_of(embeddings(10, 4)), "l2", FLAT, seed=1)
+    with pytest.raises(CorruptCheckpoint):
+        Segment(tmp_path / "s", msgspec.structs.replace(entry, **change), dimension, "l2")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dead_rows_are_saved_and_read_back(tmp_path: Path, kind: IndexKind) -> None:
+    vectors = embeddings(101, 4)
+    segment = segment_of(tmp_path / "s", vectors, parameters=small(kind))
+    segment.save_dead_rows(1)
+    assert segment.entry.dead_file is None
+    digests = (
+        segment.kill(np.array([0, 100])) + segment.kill(np.array([7, 8, 9])) + segment.kill(np.array([], np.int64))
+    )
+    dead = [0, 7, 8, 9, 100]
+    assert digests % 2**64 == sum(map(int, segment.digests[dead])) % 2**64
+    segment.save_dead_rows(2)
+    first = segment.entry
+    segment.save_dead_rows(3)
+    assert segment.entry is first
+    again = Segment(tmp_path / "s", first, 4, "l2")
+    assert np.flatnonzero(again.dead_mask()).tolist() == dead
+    assert (again.dead_rows, again.live_count, first.live_rows) == (5, 96, 96)
+    again.kill(np.array([1]))
+    again.save_dead_rows(4)
+    assert again.entry.dead_rows == 6
+    assert sorted(name for name in again.entry.files if name.startswith("dead")) == ["dead-0000000004.bits"]
+    assert np.flatnonzero(Segment(tmp_path / "s", first, 4, "l2").dead_mask()).tolist() == dead
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_killed_row_keeps_its_vector_for_a_reader_who_found_it_before(tmp_path: Path, kind: IndexKind) -> None:
+    vectors = embeddings(70, 4)
+    segment = segment_of(tmp_path / "s", vectors, parameters=small(kind))
+    before = segment.vector_of(5)
+    segment.kill(np.array([5]))
+    assert before.tolist() == segment.vector_of(5).tolist() == vectors[5].tolist()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+def test_exact_search_leaves_out_any_number_of_dead_rows(tmp_path: Path, kind: IndexKind, metric: Metric) -> None:
+    vectors = embeddings(2_000, 8)
+    segment = segment_of(tmp_path / "s", vectors, metric, small(kind))
+    scores = ((vectors - vectors[0]) ** 2).sum(axis=1) if metric == "l2" else -(vectors @ vectors[0])
+    order = np.argsort(scores, kind="stable")
+    queries = np.repeat(vectors[:1], 3, axis=0)
+    for first, last in ((0, 1), (1, 50), (50, 1_500), (1_500, 1_993), (1_993, 2_000)):
+        segment.kill(order[first:last])
+        for k in (1, 10, 300, 3_000):
+            for exact in (True, False):
+                _, rows = segment.search(queries, k, 1.0, exact)
+                wanted = order[last : last + k]
+                answered = min(k, len(wanted))
+                assert (rows[:, :answered] >= 0).all()
+                assert (rows[:, answered:] == -1).all()
+                assert not np.isin(rows, order[:last]).any()
+                if exact or answered == 2_000 - last:
+                    found = scores[rows[:, :answered]]
+                    assert found == pytest.approx(np.tile(scores[wanted], (3, 1)), abs=1e-3)
+
+
+def test_an_id_is_found_once_and_only_while_alive(tmp_path: Path) -> None:
+    segment = segment_of(tmp_path / "s", embeddings(500, 2))
+    ids = [b"id-499", b"nobody", b"id-0", b"id-7", b""]
+    assert sorted(segment.find(hash_ids(ids), ids)) == [0, 7, 499]
+    segment.kill(np.array([7]))
+    assert sorted(segment.find(hash_ids(ids), ids)) == [0, 499]
+    assert segment.find(hash_ids([]), []).tolist() == []
+
+
+@pytest.mark.parametrize("shared", [0, 12345, 2**64 - 1])
+def test_ids_of_equal_hash_are_told_apart(tmp_path: Path, shared: int) -> None:
+    segment = segment_of(tmp_path / "s", embeddings(20, 2))
+    clash = np.full(20, shared, np.uint64)
+    segment._sorted_hashes = clash
+    segment._sorted_rows = np.arange(20, dtype=np.uint32)
+    ids = [b"id-%d" % number for number in range(0, 25)]
+    assert sorted(segment.find(np.full(25, shared, np.uint64), ids)) == list(range(20))
+    assert segment.find(np.full(1, shared, np.uint64), [b"nobody"]).tolist() == []
+    segment.kill(np.array([19]))
+    assert segment.find(np.full(1, shared, np.uint64), [b"id-19"]).tolist() == []
+
+
+def test_ids_with_nul_bytes_and_of_any_length_are_kept_apart(tmp_path: Path) -> None:
+    vectors = embeddings(4, 2)
+    ids = [b"a", b"a\0", b"a\0\0", b"\xff" * 1024]
+    rows = replace(rows_of(vectors), ids=pa.array(ids, pa.large_binary()))
+    segment = Segment(tmp_path / "s", write_segment(tmp_path / "s", rows, "l2", FLAT, seed=1), 2, "l2")
+    for row, id_ in enumerate(ids):
+        assert segment.find(hash_ids([id_]), [id_]).tolist() == [row]
+        assert segment.id_of(row) == id_
+
+
+def test_the_live_part_of_several_segments_is_their_live_rows_in_order(tmp_path: Path) -> None:
+    first = segment_of(tmp_path / "a", embeddings(10, 3))
+    second = segment_of(tmp_path / "b", embeddings(5, 3, seed=1))
+    first.kill(np.array([0, 9]))
+    second.kill(np.arange(5))
+    rows = concatenate([first.live_part(), second.live_part()])
+    assert rows.offsets.tolist() == list(range(1, 9))
+    assert np.isfinite(rows.vectors).all()
+    assert len(concatenate([second.live_part()])) == 0
+
+
+def test_removing_a_segment_twice_is_fine(tmp_path: Path) -> None:
+    segment_of(tmp_path / "s", embeddings(10, 3))
+    remove_segment_files(tmp_path / "s")
+    remove_segment_files(tmp_path / "s")
+    assert list(tmp_path.iterdir()) == []
