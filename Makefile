@@ -37,7 +37,8 @@ bench: .venv/dev.stamp  ## the README's table at full size (1 million vectors)
 
 lock: .venv/uv.stamp  ## resolve the lock files again
 	@$(BIN)/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-header --extra up -o requirements.lock pyproject.toml
-	@$(BIN)/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-header --extra up --group test --group lint --group bench -c requirements.lock -o requirements-dev.lock pyproject.toml
+	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --extra sample -c requirements.lock -o requirements-service.lock pyproject.toml
+	@$(BIN)/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-header --extra up --group pyproject.toml:test --group pyproject.toml:lint --group pyproject.toml:bench -c requirements.lock -o requirements-dev.lock pyproject.toml
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 22

@@ -22,7 +22,7 @@ from api.lag import staleness_ms
 from api.serving import Served
 from tidemark import id as ids
 from tidemark import searcher
-from tidemark.errors import BadQuery, NotFreshEnough, Overloaded
+from tidemark.errors import NotFreshEnough, Overloaded
 from tidemark.settings import Settings
 from tidemark.view import View
 

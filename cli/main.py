@@ -1,46 +1,37 @@
-"""The commands of `tidemark`. stdout carries results, stderr messages; `--json` gives the results as JSON.
+"""The commands of `tidemark`: options and help. stdout carries results, stderr messages; `--json` gives JSON.
 
-Exit codes: 0 done, 1 not found, 2 wrong usage, 69 something is not available, 78 wrong configuration.
+What a command does is in the module of its noun, imported when the command runs: help answers at once.
+Exit codes are in `exits.py`.
 """
 
 import json
 import os
-import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import httpx
-import numpy as np
 import typer
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
-from cli import run_files
-from cli.produce import produce as produce_records
-from cli.produce import read
-from cli.sample import Encoder
-from tidemark import __version__, generation, service
-from tidemark.errors import BadConfiguration, BadQuery, BrokerUnreachable, TidemarkError
-from tidemark.topic import Topics
+from cli import exits
+from tidemark import __version__
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=True)
-Config = Annotated[Path | None, typer.Option("--config", help="Settings file; default: the running `up`'s.")]
-Api = Annotated[str | None, typer.Option("--api", help="Address of the api, such as http://127.0.0.1:8080.")]
+# Plain help: it can be piped and searched, and errors stay short.
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+Config = Annotated[Path | None, typer.Option("--config", help="Settings file; default: those of the last `up`.")]
+Api = Annotated[str | None, typer.Option("--api", help="Address of the api; default: the running `up`'s.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-CollectionName = Annotated[str, typer.Argument(help="Name of the collection.")]
+Collection = Annotated[str, typer.Argument(help="Name of the collection.")]
+Generation = Annotated[str, typer.Argument(help="Name of the generation, such as g000001.")]
 
 
 def main() -> None:
-    """Entry point: errors an operator can act on are one line and an exit code."""
-    service.run(app)
+    """Entry point: errors an operator can act on are a message and an exit code."""
+    exits.run(app)
 
 
 def _version(shown: bool) -> None:
     if shown:
-        typer.echo(__version__)
+        typer.echo(f"tidemark {__version__}")
         raise typer.Exit
 
 
@@ -51,15 +42,42 @@ def tidemark(
     """A vector index that is a materialised view of a Kafka topic."""
 
 
+# -- running ---------------------------------------------------------------------------------------------------
+
+
 @app.command()
 def up(
-    config: Config = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Settings file; default: ./tidemark.toml, else the sample's.")
+    ] = None,
     api_port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port of the api, 0 = a free one.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Say only what goes wrong.")] = False,
 ) -> None:
-    """Start a broker, the consumer, the api and sample data; Ctrl-C stops all of it. Example: tidemark up"""
+    """Start a broker, the consumer, the api and sample data; Ctrl-C stops all of it.
+
+    Example: tidemark up --api-port 0
+    """
     from cli.up import Up
 
-    Up(config, api_port).run()
+    Up(config, api_port, quiet).run()
+
+
+@app.command()
+def consumer(config: Config = None) -> None:
+    """Run the indexer service.
+
+    Example: tidemark consumer --config tidemark.toml
+    """
+    _become("consumer", config)
+
+
+@app.command()
+def api(config: Config = None) -> None:
+    """Run the search service.
+
+    Example: tidemark api --config tidemark.toml
+    """
+    _become("api", config)
 
 
 def _become(module: str, config: Path | None) -> None:
@@ -68,226 +86,144 @@ def _become(module: str, config: Path | None) -> None:
 
 
 @app.command()
-def consumer(config: Config = None) -> None:
-    """Run the indexer service. Example: tidemark consumer --config tidemark.toml"""
-    _become("consumer", config)
+def healthcheck(url: Annotated[str | None, typer.Argument(help="Default: the api's /healthz.")] = None) -> None:
+    """Exit 0 when a health address answers 200, else 1; for containers.
+
+    Example: tidemark healthcheck http://127.0.0.1:8081/healthz
+    """
+    from cli.healthcheck import check
+
+    check(url)
 
 
-@app.command()
-def api(config: Config = None) -> None:
-    """Run the search service. Example: tidemark api --config tidemark.toml"""
-    _become("api", config)
+# -- vectors ---------------------------------------------------------------------------------------------------
 
 
 @app.command()
 def produce(
-    collection: CollectionName,
-    source: Annotated[str, typer.Argument(help="An .npy or .jsonl file, or - for JSON lines on stdin.")],
+    collection: Collection,
+    file: Annotated[str, typer.Argument(help="An .npy or .jsonl file, or - for JSON lines on stdin.")],
     id_prefix: Annotated[str, typer.Option(help="For .npy: ids are this and the row number.")] = "",
     ids: Annotated[Path | None, typer.Option(help="For .npy: a file with one id per line.")] = None,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Produce vectors to a collection's topic. Example: tidemark produce docs vectors.npy --id-prefix doc-"""
-    settings = run_files.settings(config)
-    found = settings.collection(collection)
-    Topics(settings.kafka).identity(found.topic)
-    done = produce_records(settings.kafka, found.topic, read(source, found, id_prefix, ids), f"to {found.topic}")
-    if as_json:
-        typer.echo(json.dumps(done.to_json()))
-    else:
-        typer.echo(f"{done.records} records in {done.seconds:.2f} s ({done.rate:,.0f}/s); positions {done.positions}")
+    """Produce vectors to a collection's topic.
+
+    A JSON line is {"id", "vector", "metadata"} (metadata may be left out), or {"id", "deleted": true}.
+
+    Example: tidemark produce docs vectors.npy --id-prefix doc-
+    """
+    from cli.produce import produce_file
+
+    done = produce_file(collection, file, id_prefix, ids, config)
+    reached = ", ".join(f"partition {number} at {position}" for number, position in done.positions.items())
+    text = f"{done.records} records in {done.seconds:.2f} s ({done.rate:,.0f}/s); {reached or 'nothing to produce'}"
+    typer.echo(json.dumps(done.to_json()) if as_json else text)
 
 
 @app.command()
 def search(
-    collection: CollectionName,
+    collection: Collection,
     text: Annotated[str | None, typer.Option(help="Words, for the sample collection.")] = None,
     vector: Annotated[str | None, typer.Option(help="A JSON list of numbers.")] = None,
     vector_file: Annotated[Path | None, typer.Option(help="An .npy file with one vector.")] = None,
     id: Annotated[str | None, typer.Option(help="The id of a stored row.")] = None,
-    k: Annotated[int, typer.Option("-k", help="Hits.")] = 10,
-    exact: Annotated[bool, typer.Option(help="Scan every row.")] = False,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many hits.")] = 10,
+    exact: Annotated[bool, typer.Option("--exact", help="Scan every row instead of using the indexes.")] = False,
     api: Api = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find the nearest rows. Example: tidemark search docs --text "parse a json string" """
-    query = _query(text, vector, vector_file, id)
-    answer = _call("POST", f"/collections/{collection}/search", api, {**query, "k": k, "exact": exact})
+    """Find the nearest rows.
+
+    Example: tidemark search docs --text "parse a json string"
+    """
+    from cli.remote_api import ask
+    from cli.search import query, show
+
+    body = {**query(collection, text, vector, vector_file, id), "k": k, "exact": exact}
+    answer = ask("POST", f"/collections/{collection}/search", api, body)
     if as_json:
         typer.echo(json.dumps(answer))
-        return
-    table = Table("id", "distance", "metadata")
-    for hit in answer["hits"]:
-        metadata = hit["metadata"]
-        shown = metadata.get("summary", json.dumps(metadata)) if isinstance(metadata, dict) else ""
-        table.add_row(hit["id"], f"{hit['distance']:.4f}", str(shown)[:80])
-    Console().print(table)
+    else:
+        show(answer)
 
 
-def _query(text: str | None, vector: str | None, file: Path | None, id_: str | None) -> dict[str, Any]:
-    if sum(part is not None for part in (text, vector, file, id_)) != 1:
-        raise BadConfiguration("give exactly one of --text, --vector, --vector-file and --id")
-    if id_ is not None:
-        return {"id": id_}
-    if text is not None:
-        if not run_files.encoder_path().exists():
-            raise BadConfiguration("--text needs the sample data of `tidemark up`; use --vector for other collections")
-        try:
-            return {"vector": Encoder.load(run_files.encoder_path()).encode(text).tolist()}
-        except ValueError as error:
-            raise BadConfiguration(str(error)) from None
-    try:
-        found = json.loads(vector) if vector is not None else np.load(file or "", allow_pickle=False).ravel().tolist()
-    except (ValueError, OSError) as error:
-        raise BadConfiguration(f"the vector cannot be read: {error}") from None
-    return {"vector": found}
+# -- the index -------------------------------------------------------------------------------------------------
 
 
 @app.command()
 def lag(
     collection: Annotated[str | None, typer.Argument(help="One collection; default: all.")] = None,
-    watch: Annotated[bool, typer.Option(help="Show it again every second until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again every second until Ctrl-C.")] = False,
     api: Api = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show how far behind the log the index is. Example: tidemark lag --watch"""
-    while True:
-        path = f"/collections/{collection}/lag" if collection else "/lag"
-        answer = _call("GET", path, api)
-        if as_json:
-            typer.echo(json.dumps(answer))
-        else:
-            Console().print(_lag_table(answer.get("collections", [answer])))
-        if not watch:
-            return
-        time.sleep(1.0)
+    """Show how far behind the log the index is.
 
+    Example: tidemark lag --watch
+    """
+    from cli.lag import show
 
-def _lag_table(collections: list[dict[str, Any]]) -> Table:
-    columns = ("log_end_offset", "applied_position", "checkpointed_position", "committed_offset")
-    shown = ("offset_lag", "time_lag_ms", "unbuilt_rows", "live_rows")
-    table = Table("collection", "p", "end", "applied", "checkpointed", "committed", "lag", "ms", "unbuilt", "rows", "")
-    for found in collections:
-        for partition in found["partitions"]:
-            values = ["?" if partition[name] is None else str(partition[name]) for name in (*columns, *shown)]
-            why = partition["problem"] or found["problem"] or ""
-            table.add_row(f"{found['collection']} {found['generation']}", str(partition["partition"]), *values, why)
-        if not found["partitions"]:
-            table.add_row(found["collection"], *[""] * 9, found["problem"] or "")
-    return table
+    show(collection, api, watch, as_json)
 
 
 @app.command()
 def replay(
-    collection: CollectionName,
+    collection: Collection,
     start: Annotated[str, typer.Option("--from", help="earliest, 0=120,1=7 (offsets) or a time.")] = "earliest",
     index: Annotated[str, typer.Option(help='Other index parameters, such as {"kind": "hnsw"}.')] = "",
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Build a new generation from the topic and serve it. Example: tidemark replay docs --from earliest"""
-    settings = run_files.settings(config)
-    settings.collection(collection)
-    used = config or (run_files.run_config() if "TIDEMARK_CONFIG" not in os.environ else None)
-    arguments = ["--config", str(used)] if used and used.exists() else []
-    command = [sys.executable, "-m", "consumer", *arguments, "--dies-with-parent", "replay", collection]
-    command += ["--from", start, "--json", *(["--index", index] if index else [])]
-    made = _follow_replay(command)
-    typer.echo(json.dumps({"generation": made}) if as_json else f"generation {made} is served now")
+    """Build a new generation from the topic, beside the one served, then serve it.
 
+    Example: tidemark replay docs --from earliest
+    """
+    from cli import generations, replay, run_files
 
-def _follow_replay(command: list[str]) -> str:
-    console = Console(stderr=True)
-    made = ""
-    with (
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process,
-        Progress(console=console, transient=True, disable=not console.is_terminal) as progress,
-    ):
-        assert process.stdout is not None and process.stderr is not None
-        task = progress.add_task("replaying", total=None)
-        for line in process.stdout:
-            found = json.loads(line)
-            made = found.get("generation", made)
-            if "total" in found:
-                progress.update(task, completed=found["done"], total=found["total"])
-        message = process.stderr.read()
-    if process.returncode:
-        sys.stderr.write(message.splitlines()[-1] + "\n" if message else "error: the replay ended early\n")
-        raise typer.Exit(process.returncode)
-    return made
+    generations.check_collection(run_files.settings(config), collection)
+    made = replay.replay(collection, start, index, run_files.config_of_a_command(config))
+    typer.echo(json.dumps({"generation": made}) if as_json else f"{collection}: generation {made} is served now")
 
 
 @app.command()
-def promote(
-    collection: CollectionName,
-    name: Annotated[str, typer.Argument(help="The generation, such as g000001.")],
-    config: Config = None,
-) -> None:
-    """Serve another generation; consumer and api follow by themselves. Example: tidemark promote docs g000001"""
-    settings = run_files.settings(config)
-    settings.collection(collection)
-    generation.promote(settings.checkpoint_root, collection, name)
+def promote(collection: Collection, name: Generation, config: Config = None) -> None:
+    """Serve another generation; consumer and api follow by themselves.
+
+    Example: tidemark promote docs g000001
+    """
+    from cli import generations, run_files
+
+    generations.promote(run_files.settings(config), collection, name)
     typer.echo(f"{collection}: generation {name} is named in CURRENT; the api serves it once it has caught up")
 
 
 @app.command()
-def generations(collection: CollectionName, config: Config = None, as_json: AsJson = False) -> None:
-    """List the generations of a collection. Example: tidemark generations docs"""
-    settings = run_files.settings(config)
-    settings.collection(collection)
-    root = settings.checkpoint_root
-    served = generation.current(root, collection)
-    found = [generation.describe(generation.read(root, collection, n)) for n in generation.names(root, collection)]
-    rows = [{**one, "served": one["generation"] == served} for one in found]
-    if as_json:
-        typer.echo(json.dumps(rows))
-        return
-    table = Table("generation", "served", "from", "index")
-    for row in rows:
-        table.add_row(row["generation"], "yes" if row["served"] else "", row["start"], row["index"]["kind"])
-    Console().print(table)
+def drop(collection: Collection, name: Generation, config: Config = None) -> None:
+    """Remove a generation that is not served, with its files.
 
+    Example: tidemark drop docs g000001
+    """
+    from cli import generations, run_files
 
-@app.command()
-def drop(collection: CollectionName, name: Annotated[str, typer.Argument()], config: Config = None) -> None:
-    """Remove a generation that is not served. Example: tidemark drop docs g000001"""
-    settings = run_files.settings(config)
-    generation.drop(settings.checkpoint_root, collection, name)
+    generations.drop(run_files.settings(config), collection, name)
     typer.echo(f"{collection}: generation {name} is removed")
 
 
-@app.command()
-def healthcheck(url: Annotated[str, typer.Argument()] = "http://127.0.0.1:8080/healthz") -> None:
-    """Ask a health address, for containers. Example: tidemark healthcheck http://127.0.0.1:8081/healthz"""
-    try:
-        healthy = httpx.get(url, timeout=5.0).status_code == 200
-    except httpx.HTTPError:
-        healthy = False
-    raise typer.Exit(0 if healthy else 1)
+@app.command("generations")
+def list_generations(collection: Collection, config: Config = None, as_json: AsJson = False) -> None:
+    """List the generations of a collection, and which one is served.
 
+    Example: tidemark generations docs
+    """
+    from cli import generations, run_files
 
-def _call(method: str, path: str, api: str | None, body: dict[str, Any] | None = None) -> Any:
-    """The api's JSON; its errors become ours."""
-    address = run_files.api_address(api)
-    try:
-        answer = httpx.request(method, address + path, json=body, timeout=30.0)
-        found = answer.json()
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise BrokerUnreachable(
-            f"no api at {address} ({error}): start it with `make up`, or name it with --api"
-        ) from None
-    except ValueError:
-        raise BrokerUnreachable(f"{address} does not answer like a Tidemark api: name it with --api") from None
-    if answer.is_success:
-        return found
-    message = found.get("error", {}).get("message", str(found))
-    if answer.status_code == 404:
-        typer.echo(f"error: {message}", err=True)
-        raise typer.Exit(1)
-    if answer.status_code == 422:
-        raise BadQuery(message)
-    raise TidemarkError(message)
+    rows = generations.listed(run_files.settings(config), collection)
+    if as_json:
+        typer.echo(json.dumps(rows))
+    else:
+        generations.show(rows)
 
 
 if __name__ == "__main__":

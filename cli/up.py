@@ -1,14 +1,15 @@
 """`tidemark up`: a broker, the topics, the consumer, the api and the sample data, supervised until Ctrl-C.
 
 A second `up` on the same directory continues from what is there: the broker's data, the checkpoints and the
-mark that the sample data was loaded whole.
+mark that the sample data was loaded whole. Everything runs in the main thread: children are bound to the
+thread that starts them, and a signal only sets a flag (except while the broker is being opened).
 """
 
-import json
 import logging
+import os
+import shutil
 import signal
 import sys
-import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,150 +18,252 @@ import httpx
 
 from cli import run_files
 from cli.broker import Broker, open_broker
-from cli.children import Child
-from cli.ports import free_port, is_free
-from cli.produce import Records, produce
-from cli.sample import Encoder, documents
+from cli.children import Child, LocalBroker, Watch
+from cli.remote_api import get
+from cli.run_settings import RunSettings
+from cli.sample_load import COLLECTION, SampleLoad
 from tidemark import files
-from tidemark.collection import Collection
-from tidemark.errors import BadConfiguration, BrokerUnreachable
-from tidemark.settings import Settings, load
+from tidemark.errors import BadConfiguration, BrokerUnreachable, TidemarkError
+from tidemark.service import EXIT_CONFIGURATION
+from tidemark.settings import Settings
 from tidemark.topic import Topics
 
-READY_S = 120.0
 TOPIC_PARTITIONS = 2
-WATCH_S = 0.2
+TURN_S = 0.1
+SAY_EVERY_S = 5.0
+# A service that ends this often before everything is ready will not get well by itself.
+ENDS_AT_START = 3
+SILENT_API_S = 120.0
+# In the order of stopping; with the broker's second or two it is over within 20 s.
+STOP_S = {"api": 7.0, "consumer": 12.0}
+
+
+class Stopped(Exception):
+    """We were told to stop; ends whatever is under way."""
 
 
 class Up:
     """One run of everything; `run` returns when told to stop."""
 
-    def __init__(self, config: Path | None, api_port: int | None) -> None:
+    def __init__(self, config: Path | None, api_port: int | None, quiet: bool) -> None:
         self._config = config
         self._api_port = api_port
+        self._quiet = quiet
         self._directory = run_files.up_directory()
         self._started = time.monotonic()
-        self._stopping = threading.Event()
-        self._children: list[Child] = []
-
-    def say(self, text: str) -> None:
-        sys.stderr.write(f"{time.monotonic() - self._started:6.1f} s  {text}\n")
-        sys.stderr.flush()
+        self._stopping = False
+        self._opening_broker = False
+        self._services: list[Child] = []
+        self._watches: list[Watch] = []
+        self._sample: SampleLoad | None = None
 
     def run(self) -> None:
         logging.basicConfig(level=logging.WARNING, format="          %(message)s")
-        logging.getLogger("cli").setLevel(logging.INFO)
+        logging.getLogger("cli").setLevel(logging.WARNING if self._quiet else logging.INFO)
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: self._stopping.set())
+            signal.signal(number, self._on_signal)
         with ExitStack() as stack:
-            lock = files.DirectoryLock(self._directory, "`tidemark up`")
-            stack.callback(lock.close)
-            stack.callback(lambda: run_files.state_path().unlink(missing_ok=True))
-            self.say("starting a broker")
-            broker = stack.enter_context(open_broker(self._directory / "kafka"))
-            self.say(f"broker at {broker.bootstrap_servers}")
-            settings, is_sample = self._settings(broker)
-            stack.callback(self._stop_children)
-            self._start(settings, broker, is_sample)
-            self._supervise(broker, settings)
-            self.say("stopping")
-        self.say("stopped")
-
-    def _settings(self, broker: Broker) -> tuple[Settings, bool]:
-        consumer_port = None if is_free(8081) else free_port()
-        is_sample = run_files.write_run_config(self._config, broker.bootstrap_servers, self._api_port, consumer_port)
-        settings = load(run_files.run_config())
-        if settings.api.port and not is_free(settings.api.port):
-            raise BadConfiguration(
-                f"port {settings.api.port} is in use: stop what uses it, or start with `--api-port 0` for a free one"
-            )
-        if not settings.api.port:
-            run_files.write_run_config(self._config, broker.bootstrap_servers, free_port(), consumer_port)
-            settings = load(run_files.run_config())
-        return settings, is_sample
-
-    def _start(self, settings: Settings, broker: Broker, is_sample: bool) -> None:
-        _make_topics(settings)
-        for name in ("consumer", "api"):
-            child = Child(name, run_files.run_config(), self._directory / f"{name}.log", self.say)
-            child.start()
-            self._children.append(child)
-        self.say("consumer and api are starting")
-        if is_sample and not run_files.loaded_marker().exists():
-            self._load_sample(settings.collection("docs"), settings)
-        self._wait_until_ready(settings)
-        self._write_state(broker, settings)
-        self.say("ready")
-        self._show(settings, is_sample)
-
-    def _load_sample(self, collection: Collection, settings: Settings) -> None:
-        """The mark is written last: a load that was interrupted is done again, by id, so nothing is twice."""
-        self.say("reading the standard library's documentation")
-        found = documents()
-        encoder, vectors = Encoder.fit([document.text for document in found])
-        self.say(f"loading {len(found)} documents through Kafka")
-        records = Records(
-            ((document.id.encode(), vectors[row].tobytes(), document.metadata) for row, document in enumerate(found)),
-            len(found),
-        )
-        produced = produce(settings.kafka, collection.topic, records, "sample data")
-        encoder.save(run_files.encoder_path())
-        files.replace(run_files.loaded_marker(), json.dumps(produced.to_json()).encode())
-
-    def _wait_until_ready(self, settings: Settings) -> None:
-        deadline = time.monotonic() + READY_S
-        while not self._stopping.wait(0.1):
-            self._watch()
             try:
-                answer = httpx.get(_address(settings) + "/readyz", timeout=2.0)
-                if answer.status_code == 200:
-                    return
-                reasons = str(answer.json().get("reasons"))
-            except httpx.HTTPError:
-                reasons = "it does not answer yet"
-            if time.monotonic() > deadline:
-                logs = "\n".join(f"{child.log_path}:\n{child.last_lines()}" for child in self._children)
-                raise BrokerUnreachable(f"the api is not ready after {READY_S:.0f} s: {reasons}\n{logs}")
+                self._run(stack)
+            except Stopped:
+                pass
+            except TidemarkError:
+                if not self._stopping:  # else it is only how something took the order to stop
+                    raise
+            self._say("stopping")
+        self._say("stopped")
 
-    def _supervise(self, broker: Broker, settings: Settings) -> None:
-        while not self._stopping.wait(WATCH_S):
-            if self._watch():
+    def _run(self, stack: ExitStack) -> None:
+        lock = files.DirectoryLock(self._directory, "`tidemark up`")
+        stack.callback(lock.close)
+        self._wait_for_the_last_run()
+        run_settings = RunSettings(self._config)
+        run_settings.choose_ports(self._api_port)
+        if run_settings.is_sample:
+            self._sample = SampleLoad()
+            stack.callback(self._sample.child.kill)
+            if run_files.sample_loaded() is None:
+                self._sample.begin()
+        broker = self._open_broker(stack, run_settings)
+        settings = run_settings.write(broker.bootstrap_servers)
+        self._check_stop()
+        self._start(stack, settings)
+        if self._sample:
+            self._load_sample(self._sample, settings)
+        self._wait_until_ready(settings)
+        stack.callback(lambda: run_files.state_path().unlink(missing_ok=True))
+        self._write_state(broker, settings)
+        self._say("ready")
+        if not self._quiet:
+            sys.stdout.write(_what_to_try(settings, self._sample is not None))
+            sys.stdout.flush()
+        while True:
+            if self._turn():
                 self._write_state(broker, settings)
 
-    def _watch(self) -> bool:
-        started = [child.watch() for child in self._children]
+    # -- start ---------------------------------------------------------------------------------------------
+
+    def _wait_for_the_last_run(self) -> None:
+        """When the last `up` was killed, its services may still be writing their last checkpoint."""
+        left = [pid for pid in (run_files.state() or {}).get("pids", {}).values() if _is_ours(pid)]
+        run_files.state_path().unlink(missing_ok=True)
+        if left:
+            self._say("waiting for the services of the last run, which was killed")
+        while any(_is_ours(pid) for pid in left):
+            self._pause()
+
+    def _open_broker(self, stack: ExitStack, run_settings: RunSettings) -> Broker:
+        named = run_settings.named_servers
+        if named and "KAFKA_BOOTSTRAP_SERVERS" not in os.environ:
+            return Broker(named, f"{run_settings.source} names it")
+        self._say("starting a broker")
+        self._opening_broker = True
+        try:
+            broker = stack.enter_context(open_broker(self._directory / "kafka"))
+        finally:
+            self._opening_broker = False
+        self._say(f"broker at {broker.bootstrap_servers}")
+        if broker.local:
+            self._watches.append(Watch(LocalBroker(broker.local), self._tell))
+        return broker
+
+    def _start(self, stack: ExitStack, settings: Settings) -> None:
+        _make_topics(settings)
+        stack.callback(self._stop_services)
+        for name in ("consumer", "api"):
+            arguments = [name, "--config", str(run_files.run_config()), "--dies-with-parent"]
+            child = Child(name, arguments, self._directory / f"{name}.log")
+            self._services.append(child)
+            child.start()
+            self._watches.append(Watch(child, self._tell))
+        self._say("consumer and api are starting")
+
+    def _load_sample(self, sample: SampleLoad, settings: Settings) -> None:
+        collection = settings.collection(COLLECTION)
+        identity = Topics(_quietly(settings)).identity(collection.topic)
+        if sample.is_loaded(collection, identity):
+            return
+        sample.begin()
+        self._say("making vectors of the standard library's documentation")
+        while not sample.is_made():
+            self._turn()
+        self._say("loading them through Kafka")
+        count, positions = sample.load(collection, settings, identity, self._check_stop)
+        self._say(f"{count} documents are loaded")
+        self._wait_until_applied(_address(settings), positions)
+
+    def _wait_until_applied(self, address: str, positions: dict[int, int]) -> None:
+        """Until a search sees the sample data, so that the first one already answers well."""
+        while not self._turn_all():
+            try:
+                partitions = get(f"{address}/collections/{COLLECTION}/lag", 2.0).json()["partitions"]
+            except (httpx.HTTPError, ValueError, KeyError):
+                continue
+            reached = {partition["partition"]: partition["applied_position"] or 0 for partition in partitions}
+            if all(reached.get(number, 0) >= position for number, position in positions.items()):
+                return
+
+    def _wait_until_ready(self, settings: Settings) -> None:
+        answered = said = time.monotonic()
+        while not self._turn_all():
+            try:
+                answer = get(_address(settings) + "/readyz", 2.0)
+                if answer.status_code == 200:
+                    return
+                answered, reason = time.monotonic(), str(answer.json().get("reasons"))
+            except (httpx.HTTPError, ValueError) as error:
+                reason = f"the api does not answer ({error or type(error).__name__})"
+            if time.monotonic() - answered > SILENT_API_S:
+                raise BrokerUnreachable(f"{reason} for {SILENT_API_S:.0f} s: see {self._directory}/api.log")
+            if time.monotonic() - said > SAY_EVERY_S:
+                said = time.monotonic()
+                self._say(f"not ready yet: {reason}")
+
+    def _turn_all(self) -> bool:
+        """One turn while starting: never True; raises when a service cannot be started at all."""
+        self._turn()
+        for watch, child in zip(self._watches[-len(self._services) :], self._services, strict=True):
+            if child.exit_code == EXIT_CONFIGURATION:
+                raise BadConfiguration(child.last_lines(1).removeprefix("error: "))
+            if watch.ends >= ENDS_AT_START:
+                raise BrokerUnreachable(
+                    f"{child.name} ended {watch.ends} times; {child.log_path} ends with:\n{child.last_lines()}"
+                )
+        return False
+
+    # -- run -----------------------------------------------------------------------------------------------
+
+    def _turn(self) -> bool:
+        """A short pause, and whatever has ended is started again; True when something was."""
+        self._pause()
+        started = [watch.turn() for watch in self._watches]
         return any(started)
 
+    def _pause(self) -> None:
+        self._check_stop()
+        time.sleep(TURN_S)
+        self._check_stop()
+
+    def _check_stop(self) -> None:
+        if self._stopping:
+            raise Stopped
+
     def _write_state(self, broker: Broker, settings: Settings) -> None:
-        pids = {"broker": broker.pid, **{child.name: child.pid for child in self._children}}
         run_files.write_state(
             {
                 "api": _address(settings),
                 "bootstrap_servers": broker.bootstrap_servers,
                 "collections": sorted(settings.collections),
-                "pids": pids,
+                "pids": {"broker": broker.pid, **{child.name: child.pid for child in self._services}},
             }
         )
 
-    def _stop_children(self) -> None:
-        for child in reversed(self._children):
-            child.stop()
+    # -- stop ----------------------------------------------------------------------------------------------
 
-    def _show(self, settings: Settings, is_sample: bool) -> None:
-        name = sorted(settings.collections)[0]
-        lines = ["", f"  api       {_address(settings)}  (its page: /docs)"]
-        lines += [f"  kafka     {settings.kafka['bootstrap.servers']}", f"  directory {self._directory}", ""]
-        lines += ["Try, in another terminal:", ""]
-        if is_sample:
-            lines.append('  .venv/bin/tidemark search docs --text "parse a json string"')
-        lines += [f"  .venv/bin/tidemark lag {name}", f"  curl {_address(settings)}/collections/{name}", ""]
-        lines.append("Ctrl-C stops everything; the next `make up` continues from here.\n")
-        sys.stdout.write("\n".join(lines))
-        sys.stdout.flush()
+    def _on_signal(self, number: int, _: object) -> None:
+        """The first one stops in order; a second one at once."""
+        if self._stopping:
+            for child in self._services:
+                child.kill()
+            return
+        self._stopping = True
+        if self._opening_broker:
+            raise Stopped
+
+    def _stop_services(self) -> None:
+        for child in reversed(self._services):
+            if not child.stop(STOP_S[child.name]):
+                self._tell(
+                    f"{child.name} did not stop within {STOP_S[child.name]:.0f} s: killed (checkpoints are safe)"
+                )
+
+    # -- messages ------------------------------------------------------------------------------------------
+
+    def _say(self, text: str) -> None:
+        if not self._quiet:
+            self._tell(text)
+
+    def _tell(self, text: str) -> None:
+        """What is said even when quiet: that something went wrong."""
+        sys.stderr.write(f"{time.monotonic() - self._started:6.1f} s  {text}\n")
+        sys.stderr.flush()
+
+
+def _is_ours(pid: int | None) -> bool:
+    """Whether the process is a service that reads this directory's settings, and not a stranger's with its number."""
+    try:
+        return bool(pid) and os.fsencode(run_files.run_config()) in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def _quietly(settings: Settings) -> dict[str, str | int | float | bool]:
+    """The Kafka settings without librdkafka's own lines on stderr."""
+    return {"log_level": 0, **settings.kafka}
 
 
 def _make_topics(settings: Settings) -> None:
-    topics = Topics(settings.kafka)
+    topics = Topics(_quietly(settings))
     for collection in settings.all_collections():
         for topic, partitions in ((collection.topic, TOPIC_PARTITIONS), (collection.dead_letters, 1)):
             if not topics.exists(topic):
@@ -168,4 +271,21 @@ def _make_topics(settings: Settings) -> None:
 
 
 def _address(settings: Settings) -> str:
-    return f"http://{settings.api.host}:{settings.api.port}"
+    """Where this machine reaches the api, also when it listens on every address."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.api.host, settings.api.host)
+    return f"http://{host}:{settings.api.port}"
+
+
+def _what_to_try(settings: Settings, is_sample: bool) -> str:
+    name, address = sorted(settings.collections)[0], _address(settings)
+    program = "tidemark" if shutil.which("tidemark") else os.path.relpath(Path(sys.executable).with_name("tidemark"))
+    lines = ["", f"  api        {address}  (its page: {address}/docs)"]
+    lines += [f"  kafka      {settings.kafka['bootstrap.servers']}", f"  directory  {run_files.up_directory()}", ""]
+    lines += ["Try, in another terminal:", ""]
+    if is_sample:
+        lines.append(f'  {program} search {name} --text "parse a json string"')
+        lines.append(f"""  curl {address}/collections/{name}/search -d '{{"id": "json.loads", "k": 5}}'""")
+    else:
+        lines.append(f"  curl {address}/collections/{name}")
+    lines += [f"  {program} lag", "", "Ctrl-C stops everything; the next `up` continues from here.", ""]
+    return "\n".join(lines) + "\n"

@@ -31,14 +31,14 @@ STEPS = [
 BUILDER_STEPS = ["build-read", "build-written"]
 
 
-def _opened(deployed: Deployment) -> View:
+def opened(deployed: Deployment, partition: int = 0) -> View:
     """The newest checkpoint, read as a restarting service reads it."""
     collection = deployed.settings.collection("docs")
     generation = current(deployed.checkpoints, "docs")
     assert generation is not None
-    loaded = Checkpoints(deployed.checkpoints, collection, generation, 0).load()
+    loaded = Checkpoints(deployed.checkpoints, collection, generation, partition).load()
     assert loaded is not None
-    view = View(collection, 0)
+    view = View(collection, partition)
     manifest = loaded.manifest
     view.open(loaded.segments, manifest.position, manifest.leader_epoch, manifest.digest)
     return view
@@ -85,7 +85,7 @@ def test_a_kill_at_this_step_loses_nothing_and_doubles_nothing(step: str, deploy
     deployed.wait_until_checkpointed()
     _assert_built(deployed)
     assert restarted.terminate() == 0
-    view = _opened(deployed)
+    view = opened(deployed)
     _assert_equals(view, state)
     topics = Topics(deployed.settings.kafka)
     committed = topics.committed(deployed.topic, [(deployed.topic, 0)])
@@ -98,4 +98,4 @@ def _is_killed(service: Service, step: str) -> bool:
 
 
 def _assert_built(deployed: Deployment) -> None:
-    wait_until(lambda: any(segment.is_built for segment in _opened(deployed).searcher.segments), 30, "a built segment")
+    wait_until(lambda: any(segment.is_built for segment in opened(deployed).searcher.segments), 30, "a built segment")

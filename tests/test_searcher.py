@@ -1,8 +1,10 @@
 """Searching while one thread writes: no id is ever missing, none is answered twice, none comes back."""
 
 import itertools
+import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +14,15 @@ from tests.messages import delete, upsert
 from tidemark import searcher
 from tidemark.collection import Collection, IndexKind, IndexParameters
 from tidemark.errors import BadQuery
-from tidemark.record import decode
+from tidemark.record import Message, decode
 from tidemark.segment import Segment, concatenate, write_segment
-from tidemark.view import View
+from tidemark.view import PartitionSearcher, View
 
 DIMENSION = 4
 COLLECTION = Collection(name="c", topic="t", dimension=DIMENSION, metric="l2")
 SECONDS = 2.5
+TURNS_LEAST = 12
+BATCHES_A_TURN = 12
 FIXED = [b"fixed-%d" % number for number in range(150)]
 
 
@@ -68,7 +72,9 @@ class Writer:
 
     def turn(self) -> None:
         self.turns += 1
-        chosen = [FIXED[at] for at in self.rng.integers(len(FIXED), size=30)]
+        for _ in range(BATCHES_A_TURN):
+            self.batch([FIXED[at] for at in self.rng.integers(len(FIXED), size=20)], [])
+        chosen = [FIXED[at] for at in self.rng.integers(len(FIXED), size=20)]
         self.batch([*chosen, b"ghost-%d" % self.turns], [b"ghost-%d" % (self.turns - 2)] if self.turns > 2 else [])
         if self.turns % 4 == 0:
             self.save()
@@ -150,31 +156,107 @@ def test_searches_beside_a_writer_miss_nothing_repeat_nothing_and_revive_nothing
 
     def run(turning: Writer | Reader) -> None:
         try:
-            while time.monotonic() < end and not failures:
+            while (time.monotonic() < end or writer.turns <= TURNS_LEAST) and not failures:
                 turning.turn()
         except BaseException as failure:  # shown by the test's own thread
             failures.append(failure)
 
     threads = [threading.Thread(target=run, args=(one,)) for one in (writer, *readers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # threads change places within a verb, not only between them
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
     if failures:
         raise failures[0]
-    assert writer.turns > 12
-    assert all(reader.rounds > 5 for reader in readers)
+    assert all(reader.rounds for reader in readers)
     assert writer.leader.digest == writer.follower.digest
 
 
-def test_two_versions_of_an_id_met_in_one_scan_do_not_push_another_out() -> None:
-    view = View(COLLECTION, 0)
-    other = View(COLLECTION, 1)
-    messages = [upsert(at, b"%d" % at, [at, 0, 0, 0]) for at in range(20)]
+class Interrupted:
+    """A view whose writer takes a step right after the n-th time a reader has looked at `searcher`."""
+
+    def __init__(self, view: View, step: Callable[[], None], look: int = 1) -> None:
+        self._view, self._step, self._looks = view, step, look
+        self.collection, self.partition = view.collection, view.partition
+
+    @property
+    def kills(self) -> int:
+        return self._view.kills
+
+    @property
+    def searcher(self) -> PartitionSearcher:
+        found = self._view.searcher
+        self._looks -= 1
+        if self._looks == 0:
+            self._step()
+        return found
+
+
+def saved_view(directory: Path, ids: int, tail_rows: int = 8) -> View:
+    view = View(COLLECTION, 0, tail_rows)
+    apply(view, [upsert(at, b"%d" % at, [at, 0, 0, 0]) for at in range(ids)])
+    save(view, directory)
+    return view
+
+
+def apply(view: View, messages: Sequence[Message]) -> None:
     view.apply(decode(messages, COLLECTION)[0])
-    other.apply(decode(messages[:15], COLLECTION)[0])
-    answer = searcher.search([view, other], np.zeros((1, DIMENSION), np.float32), 18, exact=True)
-    assert [hit.id for hit in answer.hits[0]] == [b"%d" % at for at in range(18)]
+
+
+def save(view: View, directory: Path) -> None:
+    rows = view.unsaved_rows()
+    assert rows is not None
+    entry = write_segment(directory, rows, "l2", IndexParameters(kind="flat"), seed=1)
+    view.saved(Segment(directory, entry, DIMENSION, "l2"))
+
+
+ORIGIN = np.zeros((1, DIMENSION), np.float32)
+
+
+def test_rows_that_went_to_a_new_segment_during_a_search_are_found(tmp_path: Path) -> None:
+    view = saved_view(tmp_path / "one", 2, tail_rows=1)
+
+    def move_both_and_save() -> None:
+        apply(view, [upsert(2, b"0", [5, 0, 0, 0]), upsert(3, b"1", [6, 0, 0, 0])])
+        save(view, tmp_path / "two")
+
+    answer = searcher.search([Interrupted(view, move_both_and_save)], ORIGIN, 10)  # type: ignore[list-item]
+    assert [(hit.id, hit.offset) for hit in answer.hits[0]] == [(b"0", 2), (b"1", 3)]
+
+
+@pytest.mark.parametrize("look", [1, 2, 3])
+def test_an_id_that_moves_during_a_search_is_answered_once(tmp_path: Path, look: int) -> None:
+    view = saved_view(tmp_path / "one", 3)
+
+    def move() -> None:
+        apply(view, [upsert(3, b"0", [9, 0, 0, 0])])
+
+    answer = searcher.search([Interrupted(view, move, look)], ORIGIN, 10)  # type: ignore[list-item]
+    assert sorted(hit.id for hit in answer.hits[0]) == [b"0", b"1", b"2"]
+    offset = next(hit.offset for hit in answer.hits[0] if hit.id == b"0")
+    assert offset == (0 if look == 3 else 3)
+
+
+def test_of_two_versions_of_an_id_the_newer_is_answered_at_its_own_place() -> None:
+    view = View(COLLECTION, 0)
+    apply(view, [upsert(at, b"%d" % at, [at, 0, 0, 0]) for at in range(3)])
+    # What a reader may see in the middle of `apply`: the new row is there, the old one not yet dead.
+    view._append(decode([upsert(3, b"0", [9, 0, 0, 0])], COLLECTION)[0])
+    hits = searcher.search([view], ORIGIN, 10).hits[0]
+    assert [(hit.id, hit.offset) for hit in hits] == [(b"1", 1), (b"2", 2), (b"0", 3)]
+
+
+def test_two_versions_of_an_id_in_one_tail_do_not_push_another_out() -> None:
+    view = View(COLLECTION, 0)
+    apply(view, [upsert(at, b"%d" % at, [at, 0, 0, 0]) for at in range(20)])
+    view._append(decode([upsert(20 + at, b"%d" % at, [0, at, 0, 0]) for at in range(10)], COLLECTION)[0])
+    hits = searcher.search([view], ORIGIN, 20).hits[0]
+    assert sorted(hit.id for hit in hits) == sorted(b"%d" % at for at in range(20))
 
 
 @pytest.mark.parametrize(

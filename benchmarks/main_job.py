@@ -1,0 +1,341 @@
+"""The main job measured end to end in one run on a real Kafka: `make bench` (1 million rows), `make bench-quick`.
+
+Broker, consumer, builder, api, load and search client share the machine's cores, so read the ratios: bare and
+ours, idle and under ingestion, are measured minutes apart on the same machine. Prints the README's table and
+writes benchmarks/results/latest.json.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from confluent_kafka import Consumer, Producer, TopicPartition
+
+from benchmarks import machine, sift
+from benchmarks.client import SearchClient
+from cli.local_kafka import LocalKafka
+from cli.ports import free_port
+from cli.sample import Encoder, documents
+from tidemark import index
+from tidemark.checkpoint import Checkpoints
+from tidemark.collection import IndexParameters
+from tidemark.exact import exact_search, use_one_thread_per_search
+from tidemark.generation import current
+from tidemark.kafka_settings import consumer_settings, producer_settings
+from tidemark.settings import Settings, load
+from tidemark.topic import Topics
+
+TOPIC = "sift"
+RESULTS = Path(__file__).parent / "results" / "latest.json"
+# name: (unit, what must be reached here)
+REACH: dict[str, tuple[str, str]] = {
+    "produce_p50_ms": ("ms", ""),
+    "produce_p99_ms": ("ms", "< 1"),
+    "bare_consume_per_s": ("/s", ""),
+    "searchable_per_s": ("/s", ""),
+    "searchable_over_consume": ("ratio", ">= 0.3"),
+    "built_per_s": ("/s", ""),
+    "recall_sift": ("recall@10", ">= 0.95"),
+    "recall_text": ("recall@10", ">= 0.95"),
+    "faiss_p50_ms": ("ms", ""),
+    "faiss_qps": ("/s", ""),
+    "http_p50_ms": ("ms", ""),
+    "http_p99_ms": ("ms", ""),
+    "http_qps": ("/s", ""),
+    "http_over_faiss": ("ratio", ""),
+    "http_ingest_p50_ms": ("ms", ""),
+    "http_ingest_p99_ms": ("ms", ""),
+    "search_p99_ingest_over_idle": ("ratio", "<= 1.5"),
+    "ingested_per_s": ("/s", "20,000 asked"),
+    "visible_p50_ms": ("ms", ""),
+    "visible_p99_ms": ("ms", "< 1000"),
+    "ready_s": ("s", "<= 5"),
+    "private_rss_mb": ("MB", ""),
+    "rss_mb": ("MB", ""),
+}
+
+
+class Run:
+    """One run: a broker and a directory of its own, and the figures found so far."""
+
+    def __init__(self, rows: int, seconds: float, stack: ExitStack) -> None:
+        self.rows, self.seconds = rows, seconds
+        self.figures: dict[str, float] = {}
+        self._stack = stack
+        self._directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tidemark-bench-")))
+        self._port = free_port()
+        self.data = sift.load(rows)
+        self._kafka = stack.enter_context(LocalKafka(self._directory / "kafka"))
+        self._settings = self._configure()
+        Topics(self._settings.kafka).create(TOPIC, 1)
+        Topics(self._settings.kafka).create(f"{TOPIC}.dead-letters", 1)
+
+    def _configure(self) -> Settings:
+        path = self._directory / "tidemark.toml"
+        path.write_text(
+            f'[kafka]\nbootstrap.servers = "{self._kafka.bootstrap_servers}"\n'
+            f'[checkpoint]\nurl = "{(self._directory / "checkpoints").as_uri()}"\n'
+            f"[consumer]\nport = 0\n[api]\nport = {self._port}\n"
+            f'[collections.sift]\ndimension = {sift.DIMENSION}\nmetric = "l2"\nformat = "raw"\n'
+        )
+        return load(path)
+
+    def start(self, module: str) -> "subprocess.Popen[bytes]":
+        log = self._stack.enter_context((self._directory / f"{module}.log").open("ab"))
+        command = [sys.executable, "-m", module, "--config", str(self._directory / "tidemark.toml")]
+        process = subprocess.Popen([*command, "--dies-with-parent"], stdout=log, stderr=log)
+        self._stack.callback(_stop, process)
+        return process
+
+    def client(self) -> SearchClient:
+        return SearchClient(self._port, "sift")
+
+    # -- the parts, in order -------------------------------------------------------------------------------
+
+    def produce_backlog(self) -> None:
+        producer = Producer({"queue.buffering.max.messages": 1_000_000, **producer_settings(self._settings.kafka)})
+        calls = np.empty(self.rows, np.int64)
+        for row in range(self.rows):
+            value = self.data.base[row].tobytes()
+            before = time.perf_counter_ns()
+            while True:
+                try:
+                    producer.produce(TOPIC, value, f"v{row}")
+                    break
+                except BufferError:
+                    producer.poll(0.1)
+                    before = time.perf_counter_ns()
+            calls[row] = time.perf_counter_ns() - before
+            if row % 1_000 == 0:
+                producer.poll(0)
+        producer.flush()
+        self.figures["produce_p50_ms"], self.figures["produce_p99_ms"] = _percentiles(calls / 1e6)
+
+    def consume_bare(self) -> None:
+        """The fastest loop a Python consumer can run over the same topic: tuned settings, nothing done."""
+        consumer = Consumer({**consumer_settings(self._settings.kafka), "group.id": "bare"})
+        consumer.assign([TopicPartition(TOPIC, 0, 0)])
+        consumer.consume(1, 10)
+        started, done = time.perf_counter(), 1
+        while done < self.rows:
+            done += len(consumer.consume(10_000, 0.1))
+        self.figures["bare_consume_per_s"] = done / (time.perf_counter() - started)
+        consumer.close()
+
+    def index_backlog(self) -> None:
+        """From the first row searchable to all rows searchable, then to all rows in built segments."""
+        self.start("consumer")
+        self._api = self.start("api")
+        client = self._wait_for_api()
+        first, started = 0, time.perf_counter()
+        searchable = 0.0
+        while True:
+            lag = client.get("/collections/sift/lag")
+            now = time.perf_counter()
+            applied = sum(partition["applied_position"] for partition in lag["partitions"])
+            if not first and applied:
+                first, started = applied, now
+            if not searchable and applied >= self.rows:
+                searchable = now
+                self.figures["searchable_per_s"] = (applied - first) / max(1e-3, now - started)
+            if searchable and lag["unbuilt_rows"] == 0 and _checkpointed(lag) >= self.rows:
+                self.figures["built_per_s"] = (applied - first) / (now - started)
+                break
+            time.sleep(0.01 if not searchable else 0.1)
+        client.close()
+        figures = self.figures
+        figures["searchable_over_consume"] = figures["searchable_per_s"] / figures["bare_consume_per_s"]
+
+    def _wait_for_api(self) -> SearchClient:
+        while True:
+            try:
+                client = self.client()
+                client.get("/healthz")
+                return client
+            except OSError:
+                time.sleep(0.01)
+
+    def settle(self) -> None:
+        """Wait until nothing is being built or merged."""
+        client = self.client()
+        still, segments = time.perf_counter(), None
+        while time.perf_counter() - still < 5.0:
+            found = client.get("/collections/sift")["segments"]
+            if found != segments:
+                still, segments = time.perf_counter(), found
+            time.sleep(0.5)
+        client.close()
+
+    def search_idle(self) -> None:
+        truth = self.data.ground_truth()
+        client = self.client()
+        client.measure(self.data.queries[:200], 0.5)
+        latencies, found = client.measure(self.data.queries, self.seconds)
+        client.close()
+        figures = self.figures
+        figures["http_p50_ms"], figures["http_p99_ms"] = _percentiles(latencies)
+        figures["http_qps"] = 1e3 / latencies.mean()
+        hits = sum(len({f"v{row}" for row in line.tolist()} & set(ids)) for line, ids in zip(truth, found, strict=True))
+        figures["recall_sift"] = hits / truth.size
+
+    def search_raw(self) -> None:
+        """The same segments searched by FAISS calls alone, one thread, one query at a time."""
+        use_one_thread_per_search()
+        collection = self._settings.collection("sift")
+        name = current(self._settings.checkpoint_root, "sift")
+        loaded = Checkpoints(self._settings.checkpoint_root, collection, name or "", 0).load()
+        assert loaded is not None
+        latencies = []
+        queries = np.ascontiguousarray(self.data.queries)
+        for number in range(-200, len(queries)):
+            query = queries[number % len(queries)][None, :]
+            before = time.perf_counter()
+            for segment in loaded.segments:
+                segment.search(query, 10, 1.0, False)
+            if number >= 0:
+                latencies.append((time.perf_counter() - before) * 1e3)
+        self.figures["faiss_p50_ms"] = float(np.median(latencies))
+        self.figures["faiss_qps"] = 1e3 / float(np.mean(latencies))
+        self.figures["http_over_faiss"] = self.figures["http_qps"] / self.figures["faiss_qps"]
+
+    def search_under_ingest(self) -> None:
+        load_process = self._load(20_000, self.seconds + 4.0)
+        time.sleep(3.0)
+        client = self.client()
+        latencies, _ = client.measure(self.data.queries, self.seconds)
+        client.close()
+        done = json.loads(load_process.communicate()[0])
+        figures = self.figures
+        figures["ingested_per_s"] = done["records"] / done["seconds"]
+        figures["http_ingest_p50_ms"], figures["http_ingest_p99_ms"] = _percentiles(latencies)
+        figures["search_p99_ingest_over_idle"] = figures["http_ingest_p99_ms"] / figures["http_p99_ms"]
+
+    def _load(self, rate: int, seconds: float) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-m", "benchmarks.load", self._kafka.bootstrap_servers, TOPIC]
+        command += ["--rate", str(rate), "--seconds", str(seconds), "--rows", str(min(self.rows, 200_000))]
+        return subprocess.Popen(command, stdout=subprocess.PIPE)
+
+    def visibility(self) -> None:
+        """1,000 records a second; each is visible when the api's applied position has passed it."""
+        client = self.client()
+        producer = Producer(producer_settings(self._settings.kafka))
+        sent: dict[int, float] = {}
+        waits: list[float] = []
+
+        def delivered(before: float) -> Any:
+            return lambda _, message: sent.__setitem__(message.offset(), before)
+
+        started, count = time.perf_counter(), 0
+        while (now := time.perf_counter()) - started < self.seconds:
+            while count < (now - started) * 1_000:
+                row = count % self.rows
+                value = self.data.base[row].tobytes()
+                producer.produce(TOPIC, value, f"v{row}", on_delivery=delivered(time.perf_counter()))
+                count += 1
+            producer.poll(0)
+            applied = client.get("/collections/sift/lag")["partitions"][0]["applied_position"]
+            now = time.perf_counter()
+            for offset in [offset for offset in sent if offset < applied]:
+                waits.append((now - sent.pop(offset)) * 1e3)
+        producer.flush()
+        client.close()
+        self.figures["visible_p50_ms"], self.figures["visible_p99_ms"] = _percentiles(np.array(waits))
+
+    def restart(self) -> None:
+        _stop(self._api)
+        started = time.perf_counter()
+        again = self.start("api")
+        while True:
+            try:
+                client = self.client()
+                if client.get("/readyz").get("ready"):
+                    break
+            except OSError:
+                pass
+            time.sleep(0.01)
+        self.figures["ready_s"] = time.perf_counter() - started
+        client.measure(self.data.queries[:500], 1.0)
+        client.close()
+        self.figures["private_rss_mb"] = machine.private_rss_mb(again.pid)
+        self.figures["rss_mb"] = machine.rss_mb(again.pid)
+
+
+def recall_of_text() -> float:
+    """recall@10 of an ivfpq index over the sample documents' vectors, which are too few for one by default."""
+    found = documents()
+    vectors = Encoder.fit([document.text for document in found])[1]
+    held_out = np.random.default_rng(0).choice(len(vectors), 500, replace=False)
+    rows = np.ascontiguousarray(np.delete(vectors, held_out, axis=0))
+    queries = np.ascontiguousarray(vectors[held_out])
+    built, parameters = index.build(rows, "cosine", IndexParameters(), seed=0)
+    truth = exact_search(rows, queries, 10, "cosine")[1]
+    answer = index.search(built, rows, queries, 10, "cosine", parameters, None)[1]
+    return sum(len(set(a) & set(b)) for a, b in zip(truth.tolist(), answer.tolist(), strict=True)) / truth.size
+
+
+def _checkpointed(lag: dict[str, Any]) -> int:
+    return sum(partition["checkpointed_position"] or 0 for partition in lag["partitions"])
+
+
+def _percentiles(milliseconds: Any) -> tuple[float, float]:
+    return float(np.percentile(milliseconds, 50)), float(np.percentile(milliseconds, 99))
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    if process.poll() is None:
+        process.terminate()
+        process.wait(30)
+
+
+def report(run: Run, rows: int) -> None:
+    about = machine.describe(seed=0)
+    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
+    print(f"\n{about['processor']}, {about['cores']} cores, {about['memory_gib']} GiB; {about['faiss_simd']}")
+    print(f"Python {about['python']}, {versions}; seed 0; SIFT {rows:,} x {sift.DIMENSION}, one partition\n")
+    print("| figure | value | reach |\n|---|---|---|")
+    for name, (unit, reach) in REACH.items():
+        if name in run.figures:
+            print(f"| {name} | {_shown(run.figures[name])} {unit} | {reach} |")
+    figures = {n: {"value": v, "unit": REACH[n][0], "reach": REACH[n][1]} for n, v in run.figures.items()}
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps({"machine": about, "rows": rows, "figures": figures}, indent=1) + "\n")
+
+
+def _shown(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1_000 else f"{value:.3g}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="100,000 rows and short measurements")
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    arguments = parser.parse_args()
+    rows, seconds = (100_000, 5.0) if arguments.quick else (arguments.rows, 20.0)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ExitStack() as stack:
+        run = Run(rows, seconds, stack)
+        for part in (run.produce_backlog, run.consume_bare, run.index_backlog, run.settle, run.search_idle):
+            _timed(part)
+        for part in (run.search_raw, run.search_under_ingest, run.visibility):
+            _timed(part)
+        run.figures["recall_text"] = recall_of_text()
+        _timed(run.restart)
+    report(run, rows)
+
+
+def _timed(part: Any) -> None:
+    started = time.perf_counter()
+    part()
+    sys.stderr.write(f"{part.__name__}: {time.perf_counter() - started:.1f} s\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""`tidemark up` as a user runs it: it loads, continues, repairs itself, stops, and leaves no process behind."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.services import wait_until
+
+READY_S = 90.0
+
+
+def has_ended(pid: int) -> bool:
+    """Gone, or a zombie that its new parent has not collected yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def below(pid: int) -> set[int]:
+    """Every process that descends from it."""
+    children = Path(f"/proc/{pid}/task").glob("*/children")
+    found: set[int] = set()
+    for path in children:
+        with contextlib.suppress(OSError):
+            found |= {int(child) for child in path.read_text().split()}
+    return found.union(*(below(child) for child in found))
+
+
+@dataclass(slots=True)
+class Run:
+    """`tidemark` in a directory of its own; `start` runs `up` there until it is stopped."""
+
+    directory: Path
+    process: subprocess.Popen[bytes] | None = None
+    ready_s: float = 0.0
+    runs: list[Path] = field(default_factory=list)
+
+    @property
+    def state_path(self) -> Path:
+        return self.directory / "up" / "up.json"
+
+    @property
+    def state(self) -> dict[str, Any]:
+        return json.loads(self.state_path.read_text())  # type: ignore[no-any-return]
+
+    @property
+    def said(self) -> str:
+        return self.runs[-1].read_text()
+
+    @property
+    def printed(self) -> str:
+        return self.runs[-1].with_suffix(".out").read_text()
+
+    def environment(self) -> dict[str, str]:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("TIDEMARK_") and k != "KAFKA_BOOTSTRAP_SERVERS"}
+        cache = {k: v for k, v in os.environ.items() if k in ("TIDEMARK_CACHE_DIR", "TIDEMARK_MAVEN_REPOSITORY")}
+        no_docker = {"DOCKER_HOST": f"unix://{self.directory}/no.sock"}
+        return {**kept, **cache, **no_docker, "TIDEMARK_UP_DIR": str(self.directory / "up")}
+
+    def start(self, *arguments: str) -> None:
+        log = self.directory / f"run-{len(self.runs)}.err"
+        self.runs.append(log)
+        started = time.monotonic()
+        with log.open("wb") as errors, log.with_suffix(".out").open("wb") as output:
+            command = [sys.executable, "-m", "cli.main", "up", "--api-port", "0", *arguments]
+            self.process = subprocess.Popen(
+                command, cwd=self.directory, stdout=output, stderr=errors, env=self.environment()
+            )
+        wait_until(lambda: self.state_path.exists() or self.process.poll() is not None, READY_S, "up.json")
+        assert self.process.poll() is None, self.said
+        self.ready_s = time.monotonic() - started
+
+    def ensure_running(self) -> None:
+        if self.process is None or self.process.poll() is not None:
+            self.start()
+
+    def stop(self, number: signal.Signals = signal.SIGINT) -> int:
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(40)
+
+    def tidemark(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "cli.main", *arguments],
+            cwd=self.directory,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    def partitions(self) -> list[dict[str, Any]]:
+        answer = httpx.get(self.state["api"] + "/collections/docs/lag", timeout=10.0, trust_env=False)
+        return answer.json()["partitions"]  # type: ignore[no-any-return]
+
+    def logged(self) -> tuple[int, int]:
+        """Records in the log, and live rows in the index."""
+        found = self.partitions()
+        return sum(p["log_end_offset"] or 0 for p in found), sum(p["live_rows"] for p in found)
+
+
+@pytest.fixture(scope="module")
+def one_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    run = Run(tmp_path_factory.mktemp("up"))
+    yield run
+    if run.process is not None and run.process.poll() is None:
+        run.stop()
+
+
+@pytest.fixture
+def up(one_run: Run) -> Run:
+    """One `up` for all tests, running: a test may stop it or kill it."""
+    one_run.ensure_running()
+    return one_run
+
+
+def test_a_search_in_words_finds_what_it_is_about(up: Run) -> None:
+    found = up.tidemark("search", "docs", "--text", "parse a json string", "--json")
+    assert found.returncode == 0, found.stderr
+    hits = json.loads(found.stdout)["hits"]
+    assert len(hits) == 10
+    assert sum(hit["id"].startswith("json.") for hit in hits) >= 7
+    assert [hit["distance"] for hit in hits] == sorted(hit["distance"] for hit in hits)
+
+
+def test_the_state_file_names_the_addresses_and_the_processes(up: Run) -> None:
+    state = up.state
+    assert set(state) == {"api", "bootstrap_servers", "collections", "pids"}
+    assert state["collections"] == ["docs"]
+    assert set(state["pids"]) == {"broker", "consumer", "api"}
+    assert not any(has_ended(pid) for pid in state["pids"].values())
+    assert httpx.get(state["api"] + "/readyz", timeout=10.0, trust_env=False).status_code == 200
+
+
+def test_what_is_printed_can_be_tried(up: Run) -> None:
+    address = up.state["api"]
+    assert address in up.printed
+    assert 'search docs --text "parse a json string"' in up.printed
+    body = re.search(r"curl (\S+) -d '(.*)'", up.printed)
+    assert body is not None
+    answer = httpx.post(body[1], content=body[2], timeout=10.0, trust_env=False)
+    assert [hit["id"] for hit in answer.json()["hits"]][:1] == ["json.loads"]
+
+
+def test_stopped_by_ctrl_c_it_leaves_no_process_and_the_next_one_continues(up: Run) -> None:
+    before = up.logged()
+    assert before[1] > 1_000
+    assert up.process is not None
+    processes = below(up.process.pid)
+    assert set(up.state["pids"].values()) <= processes
+    stopping = time.monotonic()
+    assert up.stop() == 0
+    assert time.monotonic() - stopping < 20
+    assert all(has_ended(pid) for pid in processes)
+    assert not up.state_path.exists()
+    up.start()
+    assert up.logged() == before
+    assert "loading" not in up.said
+    assert up.ready_s < 30  # about 4 s on an idle machine
+
+
+def test_a_consumer_that_was_killed_is_started_again_and_that_is_said(up: Run) -> None:
+    pid = up.state["pids"]["consumer"]
+    os.kill(pid, signal.SIGKILL)
+    again = wait_until(lambda: (now := up.state["pids"]["consumer"]) not in (None, pid) and now, 20.0, "another pid")
+    assert "consumer was ended by SIGKILL" in up.said
+    assert f"consumer is started again (pid {again})" in up.said
+    answer = up.tidemark("search", "docs", "--id", "json.loads", "--json")
+    assert json.loads(answer.stdout)["hits"][0]["id"] == "json.loads"
+
+
+def test_a_broker_that_was_killed_is_started_again_with_its_data(up: Run) -> None:
+    before, pid = up.logged(), up.state["pids"]["broker"]
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: up.state["pids"]["broker"] not in (None, pid), 40.0, "another broker")
+    assert "broker ended" in up.said
+
+    def answered() -> bool:
+        made = up.tidemark("produce", "docs", str(line), "--json")
+        return made.returncode == 0
+
+    line = up.directory / "again.jsonl"
+    line.write_text(json.dumps({"id": "json.loads", "deleted": False, "vector": [1.0] * 256}))
+    wait_until(answered, 30.0, "a record produced")
+    wait_until(lambda: up.logged()[0] > before[0], 30.0, "the record in the log")
+
+
+def test_a_second_one_on_the_same_directory_is_refused(up: Run) -> None:
+    assert up.process is not None
+    second = up.tidemark("up", "--api-port", "0")
+    assert second.returncode == 69
+    assert second.stdout == ""
+    assert re.search(rf"in use by `tidemark up` \(pid {up.process.pid}\): stop it", second.stderr)
+    assert up.state["pids"]["consumer"] is not None
+
+
+def test_killed_itself_it_leaves_no_process_and_the_next_one_continues(up: Run) -> None:
+    assert up.process is not None
+    processes, before = below(up.process.pid), up.logged()
+    up.process.kill()
+    up.process.wait()
+    wait_until(lambda: all(has_ended(pid) for pid in processes), 30.0, "every process ended")
+    up.start()
+    assert up.logged() == before
+
+
+def test_killed_while_its_services_start_it_leaves_no_process(up: Run) -> None:
+    assert up.stop(signal.SIGTERM) == 0
+    config_written = up.directory / "up" / "tidemark.toml"
+    config_written.unlink()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli.main", "up", "--api-port", "0", "--quiet"],
+        cwd=up.directory,
+        env=up.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_until(config_written.exists, 60.0, "the broker is up")
+    wait_until(lambda: len(below(process.pid)) >= 3, 30.0, "the services have been started")
+    processes = below(process.pid)
+    process.kill()
+    process.wait()
+    wait_until(lambda: all(has_ended(pid) for pid in processes), 20.0, "every process ended")
