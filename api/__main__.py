@@ -48,7 +48,8 @@ def main() -> None:
         log_config=None,
         server_header=False,
         limit_concurrency=2 * settings.api.search_queue_max,
-        timeout_graceful_shutdown=5,
+        timeout_keep_alive=75,  # longer than clients and proxies keep a connection: they close it, not we
+        timeout_graceful_shutdown=3,
     )
     # uvicorn stops on SIGTERM and SIGINT, then raises the signal again for who was there before it: exit 0.
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -18,7 +18,6 @@ from fastapi.responses import RedirectResponse
 from starlette.exceptions import HTTPException
 
 from api import lag, schemas
-from api.committed import CommittedOffsets
 from api.edge import Edge, error
 from api.metrics import Metrics
 from api.pages import page, record
@@ -40,6 +39,8 @@ _STATUS: list[tuple[type[Exception], int, str]] = [
     (errors.BrokerUnreachable, 503, "broker_unreachable"),
 ]
 _BYTES = "application/octet-stream"
+ALIVE_S = 60.0
+_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media_type"}
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -47,7 +48,6 @@ def create_app(settings: Settings) -> FastAPI:
     serving = Serving(settings)
     searches = Searches(settings)
     writes = Writes(settings.kafka, settings.api.write_timeout_s)
-    committed = CommittedOffsets(settings, serving)
     metrics = Metrics(serving)
 
     @asynccontextmanager
@@ -57,14 +57,13 @@ def create_app(settings: Settings) -> FastAPI:
         searches.close()
         serving.close()
         writes.close()
-        committed.close()
 
     app = FastAPI(title="Tidemark", version=__version__, lifespan=life, description=_DESCRIPTION)
     _add_errors(app)
     app.state.body_bytes_max = settings.api.body_bytes_max
     app.add_middleware(Edge, body_bytes_max=settings.api.body_bytes_max, metrics=metrics)
     _add_collections(app, serving, searches, writes, metrics)
-    _add_operations(app, serving, committed, metrics)
+    _add_operations(app, serving, metrics)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
@@ -85,7 +84,7 @@ def _add_errors(app: FastAPI) -> None:
 
     async def http(_: Request, problem: Exception) -> Response:
         assert isinstance(problem, HTTPException)
-        code = {404: "not_found", 405: "method_not_allowed"}.get(problem.status_code, "bad_request")
+        code = _CODES.get(problem.status_code, "bad_request")
         return error(problem.status_code, code, str(problem.detail))
 
     async def unexpected(request: Request, problem: Exception) -> Response:
@@ -93,7 +92,9 @@ def _add_errors(app: FastAPI) -> None:
         return error(500, "internal", "the service failed; its log says why")
 
     async def invalid(_: Request, problem: Exception) -> Response:
-        return error(422, "bad_request", str(problem).splitlines()[0] if str(problem) else "invalid parameters")
+        assert isinstance(problem, RequestValidationError)
+        first = problem.errors()[0]
+        return error(422, "bad_request", f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}")
 
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(RequestValidationError, invalid)
@@ -135,8 +136,9 @@ def _add_collections(app: FastAPI, serving: Serving, searches: Searches, writes:
         body = await body_of(request)
         queries = None
         if request.headers.get("content-type", "").startswith(_BYTES):
+            _refuse_unknown(request, {"k", "exact", "effort"})
             queries = schemas.queries_from_bytes(body, collection.collection.dimension)
-            asked = schemas.search_request(orjson.dumps({"vectors": [[]], "k": k, "exact": exact, "effort": effort}))
+            asked = schemas.binary_request(len(queries), k, exact, effort)
         else:
             asked = schemas.search_request(body)
         started = time.perf_counter()
@@ -148,6 +150,9 @@ def _add_collections(app: FastAPI, serving: Serving, searches: Searches, writes:
     async def write(c: str, request: Request) -> Response:
         """Produce upserts and deletes to the topic; answered when the brokers have acknowledged them."""
         collection = served(c)
+        if not request.headers.get("content-type", "").startswith("application/json"):
+            # A page in a browser may send anything but JSON across origins without asking first.
+            raise HTTPException(415, "send the header content-type: application/json")
         asked = schemas.write_request(await body_of(request))
         positions = await writes.write(collection.follower, asked)
         done = {str(partition): position for partition, position in positions.items()}
@@ -159,9 +164,16 @@ def _add_collections(app: FastAPI, serving: Serving, searches: Searches, writes:
         return _json(record(served(c).follower, id))
 
     @app.get("/collections/{c}/vectors", openapi_extra=_answer("Page"))
-    async def scan(c: str, cursor: str = "", limit: Annotated[int, Query(ge=1, le=schemas.PAGE_MAX)] = 100) -> Response:
+    async def scan(
+        c: str,
+        request: Request,
+        cursor: str = "",
+        limit: Annotated[int, Query(ge=1, le=schemas.PAGE_MAX)] = 100,
+    ) -> Response:
         """Rows in the order of partition and offset, page by page."""
-        return _json(page(served(c).follower, cursor, limit))
+        _refuse_unknown(request, {"cursor", "limit"})
+        follower = served(c).follower
+        return await searches.in_pool(lambda: _json(page(follower, cursor, limit)))
 
     @app.get("/collections/{c}")
     async def describe(c: str) -> Response:
@@ -174,6 +186,13 @@ def _add_collections(app: FastAPI, serving: Serving, searches: Searches, writes:
         return _json({"collections": sorted(serving.collections)})
 
     app.state.served = served
+
+
+def _refuse_unknown(request: Request, known: set[str]) -> None:
+    for name in request.query_params.keys() - known:
+        if name == "filter":
+            raise schemas.Unsupported("filter: metadata filters are not built yet; leave it out and filter the answer")
+        raise errors.BadQuery(f"parameter {name[:80]!r} is not known; there are: {', '.join(sorted(known))}")
 
 
 def _description(served: Served) -> dict[str, Any]:
@@ -208,27 +227,25 @@ def _description(served: Served) -> dict[str, Any]:
 # -- operations --------------------------------------------------------------------------------------------
 
 
-def _add_operations(app: FastAPI, serving: Serving, committed: CommittedOffsets, metrics: Metrics) -> None:
+def _add_operations(app: FastAPI, serving: Serving, metrics: Metrics) -> None:
     @app.get("/collections/{c}/lag")
     async def collection_lag(c: str) -> Response:
         """Lag of one collection, per partition and in total."""
-        served = app.state.served(c)
-        return _json(lag.of_collection(served, committed.of(c)))
+        return _json(lag.of_collection(app.state.served(c)))
 
     @app.get("/lag")
     async def all_lag() -> Response:
         """Lag of every collection."""
-        found = [lag.of_collection(served, committed.of(name)) for name, served in serving.collections.items()]
+        found = [lag.of_collection(served) for served in serving.collections.values()]
         return _json({"collections": found})
 
     @app.get("/healthz")
     async def healthz() -> Response:
         """Alive: the followers' loops turn."""
-        silent = {
-            name: round(time.monotonic() - served.follower.turned_at, 1)
-            for name, served in serving.collections.items()
-            if time.monotonic() - served.follower.turned_at > 60.0
-        }
+        turned = {name: served.follower.turned_at for name, served in serving.collections.items()}
+        turned["CURRENT"] = serving.turned_at
+        now = time.monotonic()
+        silent = {name: round(now - at, 1) for name, at in turned.items() if now - at > ALIVE_S}
         return _json({"alive": not silent, "silent_seconds": silent}, 503 if silent else 200)
 
     @app.get("/readyz")

@@ -1,94 +1,79 @@
 """A follower: one thread that keeps the views of one generation of one collection as new as the log.
 
-    open the newest checkpoint -> tail the log from its positions -> take over newer manifests' segments
+    open the newest checkpoint -> check it against the log -> read on from its position -> follow newer manifests
 
-Invariants: only this thread changes its views; searches read them without locks; a manifest is opened and
-verified on a side thread, so applying never waits for a disk. It writes nothing: no checkpoint, no offset.
-Whatever goes wrong is kept as `problem` and tried again from the newest checkpoint; it never ends silently.
+Invariants: only this thread changes its views, and it never waits for a disk or a broker: manifests are opened
+and verified on a side thread, brokers are asked by `topic_watch.py`; searches read the views without locks. It
+writes nothing: no checkpoint, no offset. A partition that cannot follow says why and is tried again; the others
+go on. Anything unexpected ends the follower as `failed`, and `serving.py` puts a new one beside it.
 """
 
 import logging
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from api.freshness import Freshness
-from tidemark.checkpoint import Checkpoints, Loaded
+from api.followed import Followed
+from api.topic_watch import TopicWatch
 from tidemark.collection import Collection
 from tidemark.errors import TidemarkError
-from tidemark.log import Fetched, Log, Partition, Start
-from tidemark.log_check import check_identity, check_log
-from tidemark.manifest import TopicIdentity
+from tidemark.log import Fetched, Log, Partition
+from tidemark.log_check import check_identity, remedy
 from tidemark.record import decode
 from tidemark.settings import Settings
-from tidemark.topic import Topics
 from tidemark.view import View
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.02
-MANIFEST_EVERY_S = 0.25
-IDENTITY_EVERY_S = 30.0
-RETRY_S_MAX = 10.0
-
-
-class Followed:
-    """One partition: its view, and the checkpoints it follows."""
-
-    def __init__(self, collection: Collection, checkpoints: Checkpoints, partition: int) -> None:
-        self.view = View(collection, partition)
-        self.checkpoints = checkpoints
-        self.version = 0
-        self.checkpointed: int | None = None
-        self.end: int | None = None
-        self.topic: TopicIdentity | None = None
-        self.opening: Future[Loaded | None] | None = None
-        self.problem: str | None = None
-        self.bad_records = 0
-        self.freshness = Freshness()
-
-    def take(self, loaded: Loaded) -> None:
-        """Take over a checkpoint's segments, keeping what we applied beyond it."""
-        manifest = loaded.manifest
-        self.view.follow(loaded.segments, manifest.position, manifest.leader_epoch, manifest.digest)
-        self.version = loaded.newest_version
-        self.checkpointed = manifest.position
-        for damage in loaded.damaged:
-            logger.error("damaged checkpoint passed over: %s", damage)
-
-    @property
-    def offset_lag(self) -> int | None:
-        """Offsets not applied yet; None when the end of the log is not known."""
-        return None if self.end is None else max(0, self.end - self.view.position)
+ENDS_EVERY_S = 0.05
+MANIFESTS_EVERY_S = 0.25
+STALL_S = 60.0
 
 
 class Follower:
     """Follows one generation; `start` returns at once, `close` waits for the thread."""
 
-    def __init__(self, settings: Settings, collection: Collection, generation: str) -> None:
+    def __init__(self, settings: Settings, collection: Collection, generation: str, watch: TopicWatch) -> None:
         self.collection = collection
         self.generation = generation
         self.partitions: tuple[Followed, ...] = ()
-        self.problem: str | None = "starting"
+        self.views: tuple[View, ...] = ()
+        self.failed = False
+        self.frozen = False
         self.caught_up_once = False
         self.turned_at = time.monotonic()
+        self.watch = watch
         self._settings = settings
         self._root: Path = settings.checkpoint_root
-        self._topics = Topics(settings.kafka)
+        self._all_opened = False
+        self._by_name: dict[Partition, Followed] = {}
         self._closing = threading.Event()
         self._opener = ThreadPoolExecutor(1, thread_name_prefix="open-segments")
         self._due: dict[str, float] = {}
+        self._warned: dict[str, float] = {}
         self._thread = threading.Thread(target=self._run, name=f"follow-{collection.name}-{generation}", daemon=True)
-
-    @property
-    def views(self) -> list[View]:
-        return [followed.view for followed in self.partitions]
 
     @property
     def positions(self) -> dict[int, int]:
         return {view.partition: view.position for view in self.views}
+
+    @property
+    def error(self) -> str | None:
+        """What keeps it from following the log and will not pass by waiting, None when nothing does."""
+        if self.failed:
+            return "the follower failed, the service's log says why; it is started again"
+        return next((followed.problem for followed in self.partitions if followed.problem), None)
+
+    @property
+    def problem(self) -> str | None:
+        """Everything worth saying: an error, a wait, brokers that do not answer."""
+        waiting = next((followed.waiting for followed in self.partitions if followed.waiting), None)
+        opening = None if self._all_opened else "opening the newest checkpoint"
+        return self.error or self.watch.problem or opening or waiting
 
     def start(self) -> None:
         self._thread.start()
@@ -102,110 +87,56 @@ class Follower:
     # -- the thread ----------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        wait = 0.25
-        while not self._closing.is_set():
-            log: Log | None = None
-            try:
-                self._open_checkpoints()
-                log = self._open_log()
-                self.problem = None
-                wait = 0.25
-                self._tail(log)
-            except TidemarkError as error:
-                self._said(str(error))
-            except Exception:
-                logger.exception("follower of %s failed; starting again", self.collection.name)
-                self._said("the follower failed, see the log of the service")
-            finally:
-                if log is not None:
-                    log.close()
-            self._closing.wait(wait)
-            wait = min(RETRY_S_MAX, wait * 2)
+        log: Log | None = None
+        try:
+            log = Log(self._settings.kafka)
+            while not self._closing.is_set():
+                self._turn(log)
+        except Exception:
+            self.failed = True
+            logger.exception("follower of %s %s failed", self.collection.name, self.generation)
+        finally:
+            if log is not None:
+                log.close()
 
-    def _said(self, problem: str) -> None:
-        if problem != self.problem:
-            logger.error("%s: %s", self.collection.name, problem)
-        self.problem = problem
+    def _turn(self, log: Log) -> None:
         self.turned_at = time.monotonic()
+        if self.frozen:
+            self._closing.wait(POLL_S)
+        else:
+            self._take(log.fetch(self._settings.api.fetch_records, POLL_S), log)
+        self._take_opened(log)
+        self._now_and_then("manifests", MANIFESTS_EVERY_S, self._look_for_manifests)
+        self._now_and_then("ends", ENDS_EVERY_S, lambda: self._look_at_partitions(log))
 
-    def _open_checkpoints(self) -> None:
-        """Serve the newest checkpoint, before any broker is asked; a view we already have only moves on."""
-        held = {followed.view.partition: followed for followed in self.partitions}
-        for number in self._partitions_on_disk():
-            if number not in held:
-                checkpoints = Checkpoints(self._root, self.collection, self.generation, number)
-                held[number] = Followed(self.collection, checkpoints, number)
-        for followed in held.values():
-            followed.opening = None
-            loaded = followed.checkpoints.load(followed.view.searcher.segments)
-            if loaded is not None and loaded.newest_version > followed.version:
-                followed.take(loaded)
-        self.partitions = tuple(held[number] for number in sorted(held))
+    def _now_and_then(self, what: str, interval_s: float, action: Callable[[], None]) -> None:
+        now = time.monotonic()
+        if now >= self._due.get(what, 0.0):
+            self._due[what] = now + interval_s
+            action()
 
-    def _partitions_on_disk(self) -> list[int]:
-        directory = self._root / self.collection.name / self.generation
-        found = directory.glob("p*") if directory.is_dir() else []
-        return [int(path.name[1:]) for path in found if path.name[1:].isdigit()]
-
-    def _open_log(self) -> Log:
-        """Check that the checkpoints belong to this log, and start reading at their positions."""
-        topic = self._topics.identity(self.collection.topic)
-        every: list[Partition] = [(self.collection.topic, number) for number in range(topic.partitions)]
-        first = self._topics.starts(every)
-        held = {followed.view.partition: followed for followed in self.partitions}
-        for partition in every:
-            followed = held.get(partition[1])
-            if followed is None:
-                checkpoints = Checkpoints(self._root, self.collection, self.generation, partition[1])
-                followed = held[partition[1]] = Followed(self.collection, checkpoints, partition[1])
-            followed.topic = topic
-            if followed.version:
-                check_log(followed.checkpoints.read(followed.version), partition, topic, self._topics)
-            elif followed.view.position == 0:
-                followed.view.open((), first[partition], -1, 0)
-        self.partitions = tuple(held[number] for number in sorted(held))
-        log = Log(self._settings.kafka)
-        log.assign(self._start_of(followed) for followed in self.partitions)
-        return log
-
-    def _start_of(self, followed: Followed) -> Start:
-        view = followed.view
-        return Start((self.collection.topic, view.partition), view.position, view.leader_epoch)
-
-    def _tail(self, log: Log) -> None:
-        while not self._closing.is_set():
-            self.turned_at = time.monotonic()
-            if self._full():
-                self._closing.wait(POLL_S)
-            else:
-                self._take(log.fetch(self._settings.api.fetch_records, POLL_S), log)
-            self._now_and_then("manifests", MANIFEST_EVERY_S, lambda: self._follow_manifests(log))
-            self._now_and_then("identity", IDENTITY_EVERY_S, self._check_topic)
-
-    def _full(self) -> bool:
-        """Whether rows beyond the newest manifest have reached the cap; the consumer's next one frees them."""
-        cap = self._settings.api.tail_rows_max
-        rows = sum(view.tail_rows for view in self.views)
-        self.problem = f"waiting for the consumer's checkpoint: {rows} rows in memory" if rows > cap else None
-        return rows > cap
+    # -- records -------------------------------------------------------------------------------------------
 
     def _take(self, fetched: Fetched, log: Log) -> None:
-        followed_by = {(self.collection.topic, followed.view.partition): followed for followed in self.partitions}
         for partition, messages in fetched.messages.items():
-            self._apply(followed_by[partition], messages)
+            self._apply(self._by_name[partition], messages)
+            self._by_name[partition].hold_back(log, self._settings.api.tail_rows_max)
         for partition, end in fetched.ends.items():
-            followed_by[partition].view.advance(end)
-            followed_by[partition].end = end
-        for gap in fetched.stopped.values():
-            raise gap
-        for partition, followed in followed_by.items():
-            end_offset = log.end_offset(partition)
-            if end_offset is not None:
-                followed.end = max(end_offset, followed.view.position)
-        self._note_caught_up()
+            followed = self._by_name[partition]
+            followed.view.advance(end)
+            followed.at_end = followed.view.position == end
+            followed.publish()
+        for partition, gap in fetched.stopped.items():
+            self._by_name[partition].stop_reading(log)
+            self._by_name[partition].refuse(str(gap))
+            self.watch.ask_identity_now()
+        for warning in fetched.warnings:
+            self._warn(warning)
 
     def _apply(self, followed: Followed, messages: list[Any]) -> None:
         view = followed.view
+        followed.at_end = False
+        followed.last_record_at = time.monotonic()
         if messages[0].offset() < view.position:
             messages = [message for message in messages if message.offset() >= view.position]
             if not messages:
@@ -214,58 +145,106 @@ class Follower:
         batch, bad = decode(messages, self.collection)
         followed.bad_records += len(bad)  # the consumer writes the dead letters
         view.apply(batch)
-        followed.freshness.observe(messages[0].timestamp()[1], batch.newest_timestamp, fetched_at)
+        followed.publish()
+        followed.freshness.observe(messages[0].timestamp()[1], batch.newest_timestamp, fetched_at, self.caught_up_once)
+
+    def _warn(self, warning: str) -> None:
+        """The client repeats itself while a broker is away: say each thing once a minute."""
+        now = time.monotonic()
+        if now >= self._warned.get(warning, 0.0):
+            self._warned = {text: until for text, until in self._warned.items() if until > now}
+            self._warned[warning] = now + 60.0
+            logger.warning("kafka: %s", warning)
+
+    # -- checkpoints ---------------------------------------------------------------------------------------
+
+    def _look_for_manifests(self) -> None:
+        """Meet new partitions, on disk or in the topic, and open what is newer than what we have."""
+        for number in sorted(self._numbers() - {followed.partition[1] for followed in self.partitions}):
+            followed = Followed(self.collection, self._root, self.generation, number, self.watch)
+            self._by_name[followed.partition] = followed
+            self.partitions = (*self.partitions, followed)
+        for followed in self.partitions:
+            if followed.opening is not None or (not followed.opened and time.monotonic() < followed.retry_at):
+                continue
+            versions = followed.checkpoints.versions()
+            if not followed.opened or (versions and versions[-1] > followed.version):
+                followed.opening = self._opener.submit(followed.checkpoints.load, followed.view.searcher.segments)
+
+    def _numbers(self) -> set[int]:
+        directory = self._root / self.collection.name / self.generation
+        found = directory.glob("p*") if directory.is_dir() else []
+        facts = self.watch.facts
+        on_disk = {int(path.name[1:]) for path in found if path.name[1:].isdecimal()}
+        return on_disk | set(facts.starts if facts else ())
+
+    def _take_opened(self, log: Log) -> None:
+        for followed in self.partitions:
+            if followed.opening is None or not followed.opening.done():
+                continue
+            opening, followed.opening = followed.opening, None
+            try:
+                loaded = opening.result()
+                if loaded is not None and followed.take(loaded) and followed.reading:
+                    log.restart(followed.start)
+                    followed.at_end = False
+            except (TidemarkError, OSError) as error:
+                self._not_opened(followed, error)
+                continue
+            facts = self.watch.facts
+            if loaded is None and facts is not None and not followed.opened:
+                followed.open_empty(facts)
+            self._publish_views()
+
+    def _not_opened(self, followed: Followed, error: Exception) -> None:
+        """What is served stays; a partition without any view is tried again."""
+        versions = followed.checkpoints.versions()
+        if followed.opened and versions:
+            followed.version = versions[-1]
+            logger.error("newer checkpoint not taken over: %s", error)
+        else:
+            followed.refuse(str(error))
+        self._publish_views()
+
+    def _publish_views(self) -> None:
+        """Serve once every partition known is open or has said why not: never a part as if it were all."""
+        self._all_opened = self._all_opened or all(f.opened or f.problem for f in self.partitions)
+        if self._all_opened:
+            self.views = tuple(followed.view for followed in self.partitions if followed.opened)
+
+    # -- the log -------------------------------------------------------------------------------------------
+
+    def _look_at_partitions(self, log: Log) -> None:
+        facts = self.watch.facts
+        for followed in self.partitions:
+            followed.hold_back(log, self._settings.api.tail_rows_max)
+            try:
+                if followed.reading and facts is not None and followed.topic is not None:
+                    name = f"{followed.partition[0]}[{followed.partition[1]}]"
+                    check_identity(name, followed.topic, facts.identity, remedy(self.collection.name))
+                if facts is not None and followed.may_start(time.monotonic()):
+                    followed.start_reading(log, facts)
+            except TidemarkError as error:
+                followed.stop_reading(log)
+                followed.refuse(str(error))
+                self.watch.ask_identity_now()
+            followed.note_end(log, facts)
+            self._wake_if_stalled(followed, log)
+        self._note_caught_up()
+
+    def _wake_if_stalled(self, followed: Followed, log: Log) -> None:
+        """Read a partition again from our position when its end moves on but nothing arrives."""
+        silent = time.monotonic() - followed.last_record_at
+        if followed.reading and not self.frozen and followed.offset_lag and silent > STALL_S:
+            logger.error("%s[%d]: behind and nothing fetched for %.0f s; reading again", *followed.partition, silent)
+            followed.last_record_at = time.monotonic()
+            log.restart(followed.start)
 
     def _note_caught_up(self) -> None:
-        if not self.caught_up_once:
-            lags = [followed.offset_lag for followed in self.partitions]
+        if not self.caught_up_once and self._all_opened and self.partitions:
             allowed = self._settings.api.ready_max_lag
-            self.caught_up_once = bool(lags) and all(lag is not None and lag <= allowed for lag in lags)
-
-    # -- manifests and the topic ---------------------------------------------------------------------------
-
-    def _now_and_then(self, what: str, interval_s: float, action: Any) -> None:
-        now = time.monotonic()
-        if now >= self._due.get(what, 0.0):
-            self._due[what] = now + interval_s
-            action()
-
-    def _follow_manifests(self, log: Log) -> None:
-        for followed in self.partitions:
-            if followed.opening is None:
-                versions = followed.checkpoints.versions()
-                if versions and versions[-1] > followed.version:
-                    segments = followed.view.searcher.segments
-                    followed.opening = self._opener.submit(followed.checkpoints.load, segments)
-            elif followed.opening.done():
-                self._take_opened(followed, log)
-
-    def _take_opened(self, followed: Followed, log: Log) -> None:
-        assert followed.opening is not None
-        opening, followed.opening = followed.opening, None
-        try:
-            loaded = opening.result()
-        except (TidemarkError, OSError) as error:
-            followed.problem = str(error)
-            logger.error("newer checkpoint not taken over: %s", error)
-            return
-        followed.problem = None
-        if loaded is None or loaded.newest_version <= followed.version:
-            return
-        behind = followed.view.position < loaded.manifest.position
-        followed.take(loaded)
-        if behind:
-            log.restart(self._start_of(followed))
-
-    def _check_topic(self) -> None:
-        """librdkafka does not notice a recreated topic, nor new partitions under `assign`."""
-        found = self._topics.identity(self.collection.topic)
-        for followed in self.partitions:
-            if followed.topic is not None:
-                remedy = f"build a new generation with `tidemark replay {self.collection.name} --from earliest`"
-                check_identity(self.collection.topic, followed.topic, found, remedy)
-        if found.partitions != len(self.partitions):
-            raise TidemarkError(
-                f"topic {self.collection.topic!r} went from {len(self.partitions)} to {found.partitions} partitions: "
-                "reading the new ones too (ids may have moved between partitions: see docs/operations.md)"
+            facts = self.watch.facts
+            all_known = facts is not None and len(self.partitions) >= facts.identity.partitions
+            self.caught_up_once = all_known and all(
+                f.reading and (lag := f.offset_lag) is not None and lag <= allowed for f in self.partitions
             )

@@ -11,9 +11,8 @@ from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from api import lag
-from api.follower import Followed
-from api.freshness import BUCKETS_S
+from api.followed import Followed
+from api.freshness import BUCKETS_S, Waits
 from api.serving import Serving
 
 _BUCKETS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0)
@@ -28,6 +27,7 @@ _TEXTS = {
     "dead_rows": "Rows replaced or deleted",
     "unbuilt_rows": "Rows without an index yet",
     "segments": "Segments",
+    "bad_records": "Bad records passed over (the consumer writes the dead letters)",
 }
 
 
@@ -72,21 +72,25 @@ class _FollowerCollector(Collector):
         visible = HistogramMetricFamily(
             "tidemark_visible_latency_seconds", "From a record's timestamp to searchable", labels=_LABELS
         )
+        fetched = HistogramMetricFamily(
+            "tidemark_apply_latency_seconds", "From a record's fetch to searchable", labels=_LABELS
+        )
         ready = GaugeMetricFamily("tidemark_ready", "1 when caught up once", labels=["collection"])
         for name, served in self._serving.collections.items():
             ready.add_metric([name], int(served.not_ready() is None))
             for followed in served.follower.partitions:
-                labels = [name, str(followed.view.partition)]
+                labels = [name, str(followed.partition[1])]
                 for gauge, value in _values(followed).items():
                     if value is not None:
                         gauges[gauge].add_metric(labels, value)
-                visible.add_metric(labels, _buckets(followed), followed.freshness.sum_s)
-        yield from (*gauges.values(), visible, ready)
+                visible.add_metric(labels, _buckets(followed.freshness.visible), followed.freshness.visible.sum_s)
+                fetched.add_metric(labels, _buckets(followed.freshness.fetched), followed.freshness.fetched.sum_s)
+        yield from (*gauges.values(), visible, fetched, ready)
 
 
 def _values(followed: Followed) -> dict[str, float | None]:
     view = followed.view
-    time_lag = lag.time_lag_ms(followed)
+    time_lag = followed.time_lag_ms
     return {
         "log_end_offset": followed.end,
         "applied_offset": view.position,
@@ -97,13 +101,14 @@ def _values(followed: Followed) -> dict[str, float | None]:
         "dead_rows": view.dead_rows,
         "unbuilt_rows": view.unbuilt_rows,
         "segments": len(view.searcher.segments),
+        "bad_records": followed.bad_records,
     }
 
 
-def _buckets(followed: Followed) -> list[tuple[str, float]]:
+def _buckets(waits: Waits) -> list[tuple[str, float]]:
     total = 0
     buckets = []
-    for bound, count in zip((*map(str, BUCKETS_S), "+Inf"), followed.freshness.counts, strict=True):
+    for bound, count in zip((*map(str, BUCKETS_S), "+Inf"), waits.counts, strict=True):
         total += count
         buckets.append((bound, float(total)))
     return buckets

@@ -1,5 +1,6 @@
 """Stored rows as JSON: one by id, and page by page in the order of partition and offset."""
 
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ def record(follower: Follower, text: str) -> dict[str, Any]:
 
 def page(follower: Follower, cursor: str, limit: int) -> dict[str, Any]:
     """Up to `limit` rows after the cursor of the page before; an empty cursor starts."""
-    hits = list(searcher.scan(follower.views, _position(cursor), limit))
+    hits = list(islice(searcher.scan(follower.views, _position(cursor), limit), limit))
     last = f"{hits[-1].partition}-{hits[-1].offset}" if len(hits) == limit else None
     found = [(hit, np.array(hit.vector)) for hit in hits]
     live = [_as_json(follower, hit, vector) for hit, vector in found if not np.isnan(vector[0])]  # killed meanwhile

@@ -4,7 +4,7 @@ Requests are decoded by msgspec, which rejects NaN, Infinity, unknown fields and
 Pydantic would cost more than the search. The public contract is design section 10.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -19,7 +19,13 @@ PAGE_MAX = 1_000
 WRITES_MAX = 10_000
 EFFORT_MAX = 64.0
 
+# A batch of searches renders at most this many hits; more would hold the interpreter for seconds.
+HITS_MAX = 100_000
+
+T = TypeVar("T")
 Vector = list[float]
+Partition = Annotated[str, Meta(pattern="^(0|[1-9][0-9]{0,8})$")]
+Position = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
 class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -32,7 +38,7 @@ class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     exact: Annotated[bool, Meta(description="scan every row instead of using the indexes")] = False
     effort: Annotated[float, Meta(gt=0, le=EFFORT_MAX, description="scales the calibrated search effort")] = 1.0
     min_positions: Annotated[
-        dict[str, int] | None, Meta(description="answer only when these positions are reached, else 412")
+        dict[Partition, Position] | None, Meta(description="answer only when these positions are reached, else 412")
     ] = None
     timeout_ms: Annotated[int, Meta(ge=0, le=30_000, description="how long to wait for min_positions")] = 1_000
     include: Annotated[tuple[str, ...], Meta(description="metadata, vector")] = ("metadata",)
@@ -60,7 +66,10 @@ class SearchAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
 class Upsert(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     id: str
     vector: Vector
-    metadata: dict[str, Any] | None = None
+    # Kept as it was sent. A union of Raw and None would refuse everything but null.
+    metadata: Annotated[msgspec.Raw, Meta(extra_json_schema={"type": ["object", "null"]})] = msgspec.field(
+        default_factory=msgspec.Raw
+    )
 
 
 class WriteRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -115,12 +124,28 @@ def search_request(body: bytes) -> SearchRequest:
         raise BadQuery("give exactly one of vector, vectors and id")
     if request.vectors is not None and not 1 <= len(request.vectors) <= QUERIES_MAX:
         raise BadQuery(f"vectors holds {len(request.vectors)} queries: 1 to {QUERIES_MAX} at once")
+    _check_hits(len(request.vectors or [0]), request.k)
     unknown = set(request.include) - {"metadata", "vector"}
     if unknown:
         raise BadQuery(f"include: {sorted(unknown)[0]!r} is not known; there are metadata and vector")
     if request.filter is not None:
         raise Unsupported("filter: metadata filters are not built yet; leave it out and filter the hits")
     return request
+
+
+def binary_request(queries: int, k: int, exact: bool, effort: float) -> SearchRequest:
+    """What the parameters beside queries in bytes ask for; one query is answered with `hits`."""
+    if not 1 <= k <= K_MAX:
+        raise BadQuery(f"k is {k}: 1 to {K_MAX}")
+    if not 0 < effort <= EFFORT_MAX:
+        raise BadQuery(f"effort is {effort}: more than 0, at most {EFFORT_MAX:g}")
+    _check_hits(queries, k)
+    return SearchRequest(vectors=[] if queries > 1 else None, k=k, exact=exact, effort=effort)
+
+
+def _check_hits(queries: int, k: int) -> None:
+    if queries * k > HITS_MAX:
+        raise BadQuery(f"{queries} queries x k {k} are more than {HITS_MAX} hits: ask in smaller batches")
 
 
 def write_request(body: bytes) -> WriteRequest:
@@ -135,7 +160,7 @@ class Unsupported(BadQuery):
     """A part of the contract that a later version answers."""
 
 
-def _decoded(decoder: "msgspec.json.Decoder[Any]", body: bytes) -> Any:
+def _decoded(decoder: "msgspec.json.Decoder[T]", body: bytes) -> T:
     try:
         return decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

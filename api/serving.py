@@ -1,15 +1,16 @@
 """Which generation of each collection is served: one follower each, swapped when CURRENT names another.
 
 A new generation is followed beside the one served until it has reached the same positions; then it is put in
-its place by one assignment, and the old one is kept a little longer for searches under way.
+its place by one assignment, and the old one is kept a little longer for searches under way. A follower that
+failed is replaced the same way, by one that starts from the newest checkpoint.
 """
 
-import contextlib
 import logging
 import threading
 import time
 
 from api.follower import Follower
+from api.topic_watch import TopicWatch
 from tidemark import generation
 from tidemark.collection import Collection
 from tidemark.errors import CorruptCheckpoint
@@ -17,8 +18,13 @@ from tidemark.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-CURRENT_EVERY_S = 0.25
+TURN_EVERY_S = 0.05
+CURRENT_EVERY_S = 0.5
 OLD_KEPT_S = 5.0
+RETRY_S, RETRY_S_MAX = 1.0, 30.0
+# So near to the positions served, the old follower stops reading for a moment to be overtaken exactly.
+NEAR_OFFSETS = 5_000
+FROZEN_S_MAX = 3.0
 # Before the first checkpoint there is no generation: the log is served from its start under this name.
 FIRST_GENERATION = "g000001"
 
@@ -28,58 +34,120 @@ class Served:
 
     def __init__(self, settings: Settings, collection: Collection) -> None:
         self.collection = collection
-        self.follower = Follower(settings, collection, self._current(settings) or FIRST_GENERATION)
+        self.watch = TopicWatch(settings, collection)
         self.next: Follower | None = None
         self._settings = settings
+        self._said: str | None = None
+        self.follower = self._new(self._current() or FIRST_GENERATION)
+        self._wanted = self.follower.generation
+        self._current_due = self._retry_at = 0.0
+        self._retry_s = RETRY_S
+        self._frozen_at: float | None = None
         self._old: list[tuple[float, Follower]] = []
 
-    def _current(self, settings: Settings) -> str | None:
-        with contextlib.suppress(CorruptCheckpoint):  # said by whoever writes it; what is served stays
-            return generation.current(settings.checkpoint_root, self.collection.name)
-        return None
+    def _new(self, name: str) -> Follower:
+        return Follower(self._settings, self.collection, name, self.watch)
+
+    def _current(self) -> str | None:
+        """What CURRENT names; when it cannot be read, what is served stays, and that is said once."""
+        try:
+            name, problem = generation.current(self._settings.checkpoint_root, self.collection.name), None
+        except (CorruptCheckpoint, OSError) as error:
+            name, problem = None, str(error)
+        if problem is not None and problem != self._said:
+            logger.error("CURRENT not followed: %s", problem)
+        self._said = problem
+        return name
 
     @property
     def generation(self) -> str:
         return self.follower.generation
 
     def not_ready(self) -> str | None:
-        """Why the collection is not ready, None when it is."""
+        """Why the collection is not ready, None when it is: caught up once, and still able to follow its log."""
         follower = self.follower
         if follower.caught_up_once:
-            return None
+            return follower.error
         return follower.problem or "catching up with the log for the first time"
 
-    def follow_current(self) -> None:
-        """Start following what CURRENT names, swap it in when it has caught up, close what is old."""
-        name = self._current(self._settings)
-        wanted = self.next.generation if self.next else self.follower.generation
-        if name is not None and name != wanted:
-            self._follow(name)
-        if self.next is not None and self._has_caught_up(self.next):
-            self._old.append((time.monotonic(), self.follower))
-            self.follower, self.next = self.next, None
-            logger.info("%s: serving generation %s", self.collection.name, self.generation)
-        for since, old in list(self._old):
-            if time.monotonic() - since > OLD_KEPT_S:
-                self._old.remove((since, old))
-                old.close()
+    def start(self) -> None:
+        self.watch.start()
+        self.follower.start()
 
-    def _follow(self, name: str) -> None:
-        if self.next is not None:
-            self.next.close()
-            self.next = None
-        if name != self.follower.generation:
-            logger.info("%s: catching up with generation %s", self.collection.name, name)
-            self.next = Follower(self._settings, self.collection, name)
+    def turn(self) -> None:
+        """Follow CURRENT, replace what failed, swap in what has caught up, close what is old."""
+        now = time.monotonic()
+        if now >= self._current_due:
+            self._current_due = now + CURRENT_EVERY_S
+            self._wanted = self._current() or self._wanted
+        self._drop_next_if_useless(now)
+        served_is_wrong = self.follower.failed or self.follower.generation != self._wanted
+        if served_is_wrong and self.next is None and now >= self._retry_at:
+            logger.info("%s: catching up with generation %s", self.collection.name, self._wanted)
+            self.next = self._new(self._wanted)
             self.next.start()
+        if self.next is not None and self._overtaken(self.next, now):
+            self._swap(self.next, now)
+        for since, old in [entry for entry in self._old if now - entry[0] > OLD_KEPT_S]:
+            self._old.remove((since, old))
+            old.close()
 
-    def _has_caught_up(self, follower: Follower) -> bool:
-        reached = follower.positions
-        return follower.problem is None and all(
-            reached.get(partition, -1) >= position for partition, position in self.follower.positions.items()
-        )
+    def _drop_next_if_useless(self, now: float) -> None:
+        if self.next is None or not (self.next.failed or self.next.generation != self._wanted):
+            return
+        if self.next.failed:
+            self._retry_at = now + self._retry_s
+            self._retry_s = min(RETRY_S_MAX, 2 * self._retry_s)
+        self.next.close()
+        self.next, self.follower.frozen, self._frozen_at = None, False, None
+
+    def _overtaken(self, follower: Follower, now: float) -> bool:
+        """Whether it has reached what is served; when near, what is served is frozen so that it can."""
+        if follower.error or not follower.views:
+            return False
+        behind = self._behind(follower)
+        if behind == 0:
+            return True
+        if self._frozen_at is None and behind is not None and behind <= NEAR_OFFSETS:
+            self.follower.frozen, self._frozen_at = True, now
+        elif self._frozen_at is not None and now - self._frozen_at > FROZEN_S_MAX:
+            self.follower.frozen = False
+            if now - self._frozen_at > 2 * FROZEN_S_MAX:
+                self._frozen_at = None
+        return False
+
+    def _behind(self, follower: Follower) -> int | None:
+        """Offsets the new follower is behind what is served; None when not known.
+
+        Positions of another log (the topic was made again) are no measure: then its own log's end is.
+        """
+        new = {followed.partition: followed for followed in follower.partitions}
+        behind = 0
+        for old in self.follower.partitions:
+            if not old.opened:
+                continue
+            other = new.get(old.partition)
+            if other is None or not other.opened:
+                return None
+            if other.topic is not None and old.topic is not None and other.topic != old.topic:
+                lag = other.offset_lag
+                if lag is None:
+                    return None
+                behind += lag
+            else:
+                behind += max(0, old.view.position - other.view.position)
+        return behind
+
+    def _swap(self, follower: Follower, now: float) -> None:
+        follower.caught_up_once = follower.caught_up_once or self.follower.caught_up_once
+        self._old.append((now, self.follower))
+        self.follower, self.next, self._frozen_at = follower, None, None
+        self._retry_s = RETRY_S
+        self._old[-1][1].frozen = True
+        logger.info("%s: serving generation %s", self.collection.name, self.generation)
 
     def close(self) -> None:
+        self.watch.close()
         for follower in (self.follower, self.next, *(old for _, old in self._old)):
             if follower is not None:
                 follower.close()
@@ -91,21 +159,24 @@ class Serving:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.collections = {c.name: Served(settings, c) for c in settings.all_collections()}
+        self.turned_at = time.monotonic()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watch-current", daemon=True)
 
     def start(self) -> None:
         for served in self.collections.values():
-            served.follower.start()
+            served.start()
         self._thread.start()
 
     def _watch(self) -> None:
-        while not self._closing.wait(CURRENT_EVERY_S):
+        while not self._closing.wait(TURN_EVERY_S):
+            self.turned_at = time.monotonic()
             for served in self.collections.values():
                 try:
-                    served.follow_current()
+                    served.turn()
                 except Exception:
                     logger.exception("%s: CURRENT not followed", served.collection.name)
+                    self._closing.wait(1.0)
 
     def close(self) -> None:
         self._closing.set()

@@ -58,7 +58,7 @@ class Writes:
                 done.set_result(positions)
 
         def delivered(error: KafkaError | None, message: Message) -> None:
-            position = 0 if error is not None else next_position(message)
+            position = 0 if error is not None else next_position(message)  # type: ignore[arg-type]  # the client's stubs are wider than what it returns
             loop.call_soon_threadsafe(finish, error, message.partition() or 0, position)
 
         for partition, key, value, headers in records:
@@ -145,8 +145,8 @@ def _upsert(upsert: Upsert, collection: Collection) -> Record:
 
 def _metadata(upsert: Upsert) -> bytes | None:
     """The metadata as it was sent: a JSON object; raises BadQuery."""
-    raw = None if upsert.metadata is None else bytes(upsert.metadata).strip()
-    if raw is None or raw == b"null":
+    raw = bytes(upsert.metadata).strip()
+    if raw in (b"", b"null"):
         return None
     if len(raw) > METADATA_BYTES_MAX:
         raise BadQuery(f"the metadata has {len(raw)} bytes, at most {METADATA_BYTES_MAX}")

@@ -1,10 +1,11 @@
-"""Whether a checkpoint belongs to a log: the same topic, no gap before its position, no end before it.
+"""Whether a position belongs to a log: the same topic, no gap before the position, no end before it.
 
 The log is never silently skipped (invariant 8): each mismatch is an error with both sides and what to do. Used
-by whoever opens a checkpoint to read on from it, consumer and api alike.
+by whoever opens a checkpoint to read on from it: the consumer asks the brokers here, the api has asked before.
 """
 
 import time
+from dataclasses import dataclass
 
 from tidemark.errors import LogGap, TopicReplaced
 from tidemark.log import Partition
@@ -12,39 +13,58 @@ from tidemark.manifest import Manifest, TopicIdentity
 from tidemark.topic import Topics
 
 
+@dataclass(frozen=True, slots=True)
+class LogBounds:
+    """What the brokers say of one partition's log; `tombstones_kept_ms` is None when it is not compacted."""
+
+    first: int
+    end: int
+    tombstones_kept_ms: int | None
+
+
+def remedy(collection: str) -> str:
+    return f"build a new generation with `tidemark replay {collection} --from earliest`"
+
+
 def check_log(manifest: Manifest, partition: Partition, topic: TopicIdentity, topics: Topics) -> None:
     """Raise TopicReplaced or LogGap unless reading on from the manifest's position skips nothing."""
     name = f"{partition[0]}[{partition[1]}]"
-    remedy = f"build a new generation with `tidemark replay {manifest.collection} --from earliest`"
-    check_identity(name, TopicIdentity(manifest.cluster_id, manifest.topic_id), topic, remedy)
-    first, end = topics.starts([partition])[partition], topics.ends([partition])[partition]
-    if manifest.position < first:
+    advice = remedy(manifest.collection)
+    check_identity(name, TopicIdentity(manifest.cluster_id, manifest.topic_id), topic, advice)
+    bounds = LogBounds(
+        topics.starts([partition])[partition],
+        topics.ends([partition])[partition],
+        topics.tombstones_kept_ms(partition[0]),
+    )
+    check_position(name, manifest.position, manifest.created_ms, bounds, advice)
+
+
+def check_position(name: str, position: int, as_of_ms: int, log: LogBounds, advice: str) -> None:
+    """Raise LogGap unless the log holds everything since the position, which was current at `as_of_ms`."""
+    if position < log.first:
         raise LogGap(
-            f"{name}: the checkpoint is at {manifest.position}, the log starts at {first}: "
-            f"{first - manifest.position} offsets were removed unread; {remedy}"
+            f"{name}: the checkpoint is at {position}, the log starts at {log.first}: "
+            f"{log.first - position} offsets were removed unread; {advice}"
         )
-    if manifest.position > end:
-        raise LogGap(
-            f"{name}: the checkpoint is at {manifest.position}, the log ends at {end}: it was cut back; {remedy}"
-        )
-    age_ms = time.time_ns() // 1_000_000 - manifest.created_ms
-    kept_ms = topics.tombstones_kept_ms(partition[0])
-    if kept_ms is not None and age_ms > kept_ms and end > manifest.position:
+    if position > log.end:
+        raise LogGap(f"{name}: the checkpoint is at {position}, the log ends at {log.end}: it was cut back; {advice}")
+    age_ms = time.time_ns() // 1_000_000 - as_of_ms
+    if log.tombstones_kept_ms is not None and age_ms > log.tombstones_kept_ms and log.end > position:
         raise LogGap(
             f"{name}: the checkpoint is {age_ms // 1000} s old and the topic is compacted with "
-            f"delete.retention.ms={kept_ms}: deletes may have been removed unread; {remedy}"
+            f"delete.retention.ms={log.tombstones_kept_ms}: deletes may have been removed unread; {advice}"
         )
 
 
-def check_identity(name: str, known: TopicIdentity, found: TopicIdentity, remedy: str) -> None:
+def check_identity(name: str, known: TopicIdentity, found: TopicIdentity, advice: str) -> None:
     """Raise TopicReplaced when the topic is not the one the checkpoint was made from."""
     if known.cluster_id != found.cluster_id:
         raise TopicReplaced(
             f"{name}: the checkpoint is of cluster {known.cluster_id}, this is cluster {found.cluster_id}: "
-            f"point kafka.bootstrap.servers at the right one, or {remedy}"
+            f"point kafka.bootstrap.servers at the right one, or {advice}"
         )
     if known.topic_id != found.topic_id:
         raise TopicReplaced(
             f"{name}: the checkpoint is of topic id {known.topic_id}, the topic's id is {found.topic_id}: "
-            f"it was deleted and created again; {remedy}"
+            f"it was deleted and created again; {advice}"
         )

@@ -1,0 +1,115 @@
+"""What the brokers say about a collection's topic, asked on a thread of its own so that nothing waits for it.
+
+`facts` is immutable and replaced by one assignment; older than a few seconds it counts as not known, so a lag
+is never 0 because nobody answered. Ends and starts every second, committed offsets every 5 s, identity every 30 s.
+"""
+
+import logging
+import threading
+import time
+from dataclasses import dataclass, replace
+
+from tidemark.collection import Collection
+from tidemark.errors import TidemarkError
+from tidemark.log import Partition
+from tidemark.log_check import LogBounds
+from tidemark.manifest import TopicIdentity
+from tidemark.settings import Settings
+from tidemark.topic import Topics
+
+logger = logging.getLogger(__name__)
+
+ENDS_EVERY_S = 1.0
+COMMITTED_EVERY_S = 5.0
+IDENTITY_EVERY_S = 30.0
+KNOWN_FOR_S = 5.0
+ASK_TIMEOUT_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class TopicFacts:
+    """Per partition: where its log starts and ends, and what the group has committed. As of `asked_at`, monotonic."""
+
+    identity: TopicIdentity
+    tombstones_kept_ms: int | None
+    starts: dict[int, int]
+    ends: dict[int, int]
+    committed: dict[int, int]
+    asked_at: float
+
+    def bounds(self, partition: int) -> LogBounds | None:
+        if partition not in self.starts:
+            return None
+        return LogBounds(self.starts[partition], self.ends[partition], self.tombstones_kept_ms)
+
+
+class TopicWatch:
+    """Asks about one topic until closed; any thread reads."""
+
+    def __init__(self, settings: Settings, collection: Collection) -> None:
+        self._group = settings.consumer.group
+        self._topic = collection.topic
+        self._topics = Topics(settings.kafka, ASK_TIMEOUT_S)
+        self._closing = threading.Event()
+        self._identity_due = self._committed_due = 0.0
+        self._facts: TopicFacts | None = None
+        self.problem: str | None = "asking the brokers"
+        self._thread = threading.Thread(target=self._run, name=f"ask-{collection.topic}", daemon=True)
+
+    @property
+    def facts(self) -> TopicFacts | None:
+        """What is known now; None when the brokers have not answered lately."""
+        facts = self._facts
+        return facts if facts is not None and time.monotonic() - facts.asked_at < KNOWN_FOR_S else None
+
+    def ask_identity_now(self) -> None:
+        """Look at the topic's identity at the next turn: something does not fit."""
+        self._identity_due = 0.0
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self._closing.set()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                self._ask()
+                self.problem = None
+            except TidemarkError as error:
+                self._say(str(error))
+            except Exception as error:
+                self._say(f"topic {self._topic!r} cannot be looked at: {error}")
+            if self._closing.wait(ENDS_EVERY_S):
+                return
+
+    def _say(self, problem: str) -> None:
+        if problem != self.problem:
+            logger.warning("%s", problem)
+        self.problem = problem
+        self._identity_due = 0.0
+
+    def _ask(self) -> None:
+        asked_at = time.monotonic()
+        known = self._facts
+        if known is None or asked_at >= self._identity_due:
+            identity = self._topics.identity(self._topic)
+            kept_ms = self._topics.tombstones_kept_ms(self._topic)
+            self._identity_due = asked_at + IDENTITY_EVERY_S
+            known = TopicFacts(identity, kept_ms, {}, {}, known.committed if known else {}, asked_at)
+        every: list[Partition] = [(self._topic, number) for number in range(known.identity.partitions)]
+        starts = {p[1]: first for p, first in self._topics.starts(every).items()}
+        ends = {p[1]: end for p, end in self._topics.ends(every).items()}
+        self._facts = replace(known, starts=starts, ends=ends, asked_at=asked_at)
+        if asked_at >= self._committed_due:
+            self._committed_due = asked_at + COMMITTED_EVERY_S
+            self._facts = replace(self._facts, committed=self._committed(every))
+
+    def _committed(self, every: list[Partition]) -> dict[int, int]:
+        """For display only: whatever goes wrong, it is not known."""
+        try:
+            return {p[1]: offset for p, offset in self._topics.committed(self._group, every).items()}
+        except Exception as error:
+            logger.debug("committed offsets not known: %s", error)
+            return {}
