@@ -140,7 +140,7 @@ class Run:
         while True:
             lag = client.get("/collections/sift/lag")
             now = time.perf_counter()
-            applied = sum(partition["applied_position"] for partition in lag["partitions"])
+            applied = sum(partition["applied_position"] or 0 for partition in lag["partitions"])
             if not first and applied:
                 first, started = applied, now
             if not searchable and applied >= self.rows:

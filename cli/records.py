@@ -113,9 +113,10 @@ def _first_problem(vectors: "np.ndarray[Any, Any]", collection: Collection) -> t
         )
     with np.errstate(over="ignore", invalid="ignore"):
         finite = np.isfinite(vectors).all(axis=1)
-        good = finite & vectors.any(axis=1) if collection.metric == "cosine" else finite
-        if collection.metric != "cosine":
-            good &= np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64) <= SQUARED_NORM_MAX
+        if collection.metric == "cosine":
+            good = finite & vectors.any(axis=1)
+        else:
+            good = finite & (np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64) <= SQUARED_NORM_MAX)
     if good.all():
         return None
     row = int(np.argmin(good))

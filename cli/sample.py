@@ -1,6 +1,6 @@
 """The sample data of `tidemark up`: the documentation of Python's standard library, as TF-IDF + SVD vectors.
 
-Docstrings are read from source with `ast`, so no module is executed; functions written in C are read from a few
+Docstrings are read from source with `ast`, so no module is executed; what is written in C is read from a list of
 modules that are safe to import. The encoder is latent semantic analysis (Deerwester et al., 1990): TF-IDF over
 words, reduced by truncated SVD, so that a question in words finds the function. Demo code: a real collection
 brings vectors of its own.
@@ -8,68 +8,77 @@ brings vectors of its own.
 
 import ast
 import inspect
+import io
 import json
 import re
 import sys
 import sysconfig
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tidemark import files
+
 DIMENSION = 256
-_SKIPPED = {"idlelib", "lib2to3", "test", "antigravity", "this", "turtledemo", "turtle", "site-packages", "ensurepip"}
-_IN_C = ("math", "itertools", "time", "zlib", "binascii", "gc", "array", "select", "errno", "marshal", "operator", "re")
+_MIN_DOCUMENTS = 2  # a word of one document finds nothing else, and SVD would drop it
+_TEXT_CHARACTERS = 600  # of a docstring: what follows is examples and details
+
+_SKIPPED = {"antigravity", "distutils", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "test", "this", "turtledemo"}
+_IN_C = (
+    *("builtins", "array", "atexit", "binascii", "bisect", "cmath", "collections", "contextvars", "csv", "datetime"),
+    *("decimal", "errno", "fcntl", "functools", "gc", "hashlib", "heapq", "io", "itertools", "lzma", "marshal"),
+    *("math", "mmap", "operator", "os", "pickle", "pwd", "queue", "random", "re", "select", "signal", "socket"),
+    *("sqlite3", "ssl", "statistics", "string", "struct", "sys", "syslog", "threading", "time", "types"),
+    *("unicodedata", "weakref", "zlib"),
+)
+
 _WORD = re.compile(r"[a-z][a-z0-9]+")
-_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-_STOP = {
-    "the",
-    "and",
-    "for",
-    "this",
-    "that",
-    "with",
-    "from",
-    "are",
-    "not",
-    "its",
-    "you",
-    "can",
-    "will",
-    "which",
-    "when",
-    "any",
-    "has",
-    "have",
-    "but",
-    "all",
-    "one",
-    "use",
-    "used",
-    "return",
-    "returns",
-    "returned",
-    "see",
-    "default",
-    "argument",
-    "arguments",
-    "self",
-    "none",
-    "true",
-    "false",
-    "given",
-    "object",
-    "objects",
-    "method",
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_SIGNATURE = re.compile(r"(\w+ = )?[\w.]+\(")
+_ENDINGS = {"ization": 4, "ations": 4, "ation": 4, "ings": 4, "ing": 4, "ed": 4, "es": 4, "s": 3, "e": 3}
+_STOP_WORDS = """
+    a all also an and any are as at be been but by can default do does each every for from given has have how if in
+    into is it its may must my no none not of on one only optional or other return returned returns see self should
+    so such than that the their them then there these they this to true false up use used uses using was we what
+    when where which while will with without would you your
+"""
+_STOP = frozenset(_STOP_WORDS.split())
+# What programmers shorten in names, and people write out in questions.
+_WRITTEN_OUT = {
+    "addr": "address",
+    "args": "arguments",
+    "cmd": "command",
+    "conn": "connection",
+    "delete": "remove",
+    "deserialize": "parse",
+    "dict": "dictionary",
+    "dir": "directory",
+    "dirs": "directory",
+    "dumps": "write string",
+    "func": "function",
+    "int": "integer",
+    "loads": "load string",
+    "mail": "email",
+    "mkdtemp": "temporary directory",
+    "proc": "process",
+    "regex": "regular expression",
+    "rmtree": "remove tree",
+    "str": "string",
+    "temp": "temporary",
+    "tmp": "temporary",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One module, class, function or method; `id` is its qualified name."""
+    """One module, class, function or method; `id` is its qualified name, `text` what the encoder reads."""
 
     id: str
     module: str
@@ -83,24 +92,28 @@ class Document:
 
 
 def documents() -> list[Document]:
-    """Everything public in the standard library that has a docstring, each id once."""
-    found = {document.id: document for document in (*_from_source(), *_from_c_modules())}
-    return list(found.values())
+    """Everything public in the standard library that has a docstring, each id once; every text can be encoded."""
+    found: dict[str, Document] = {}
+    for document in (*_from_source(), *_from_c_modules()):
+        found.setdefault(document.id, document)
+    words = {document.id: set(tokens(document.text)) for document in found.values()}
+    frequency = Counter(word for of_one in words.values() for word in of_one)
+    return [one for one in found.values() if any(frequency[word] >= _MIN_DOCUMENTS for word in words[one.id])]
 
 
 def _from_source() -> Iterator[Document]:
     root = Path(sysconfig.get_path("stdlib"))
-    for path in sorted(root.rglob("*.py")):
-        parts = path.relative_to(root).with_suffix("").parts
-        module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        top = parts[0]
-        if top in _SKIPPED or "test" in path.stem or "tests" in parts or top not in sys.stdlib_module_names:
-            continue
-        if not any(part.startswith("_") for part in module.split(".")):
-            yield from _of_module(path, module)
+    for top in sorted(sys.stdlib_module_names - _SKIPPED):
+        single = root / f"{top}.py"
+        for path in [single] if single.exists() else sorted((root / top).rglob("*.py")):
+            parts = path.relative_to(root).with_suffix("").parts
+            names = parts[:-1] if parts[-1] == "__init__" else parts
+            if not any(name.startswith("_") or name in ("test", "tests") for name in names):
+                yield from parse(path, ".".join(names))
 
 
-def _of_module(path: Path, module: str) -> Iterator[Document]:
+def parse(path: Path, module: str) -> Iterator[Document]:
+    """The documents of one source file, which is not executed; none when it cannot be parsed."""
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):
@@ -122,38 +135,61 @@ def _below(node: ast.Module | ast.ClassDef, name: str, module: str, kind: str) -
 
 
 def _from_c_modules() -> Iterator[Document]:
-    for module in _IN_C:
-        loaded = import_module(module)
-        yield from _document(module, module, "module", loaded.__doc__)
-        for name, member in inspect.getmembers(loaded, callable):
-            if not name.startswith("_"):
-                kind = "class" if inspect.isclass(member) else "function"
-                yield from _document(f"{module}.{name}", module, kind, inspect.getdoc(member))
+    for name in _IN_C:
+        with suppress(ImportError):  # some Pythons are built without sqlite3 or lzma
+            module = import_module(name)
+            yield from _document(name, name, "module", module.__doc__)
+            yield from _of_c_module(module, name)
+
+
+def _of_c_module(module: ModuleType, name: str) -> Iterator[Document]:
+    prefix = "" if name == "builtins" else f"{name}."
+    for member_name, member in vars(module).items():
+        home = getattr(member, "__module__", None) or name
+        # The C half of `csv` is `_csv`, that of `os` is `posix`; anything else was imported from its own module.
+        if member_name.startswith("_") or not (home in (name, "posix") or home.startswith("_")):
+            continue
+        if inspect.isbuiltin(member):
+            yield from _document(prefix + member_name, name, "function", member.__doc__)
+        elif inspect.isclass(member):
+            yield from _document(prefix + member_name, name, "class", member.__doc__)
+            for method, value in vars(member).items():
+                if not method.startswith("_") and (inspect.ismethoddescriptor(value) or inspect.isbuiltin(value)):
+                    yield from _document(f"{prefix}{member_name}.{method}", name, "method", value.__doc__)
 
 
 def _document(name: str, module: str, kind: str, docstring: str | None) -> Iterator[Document]:
-    if docstring and len(tokens(docstring)) >= 2:
-        summary = docstring.strip().splitlines()[0][:200]
-        # The name says most of what a thing is for, and the first line most of the rest.
-        text = " ".join([name] * 3 + [summary] * 2 + [docstring[:1_000]])
-        yield Document(name, module, kind, summary, text)
+    lines = [line.strip() for line in (docstring or "").splitlines() if line.strip()]
+    if lines:
+        # Where a docstring begins with signatures, the first sentence comes after them.
+        summary = next((line for line in lines if not _SIGNATURE.match(line)), lines[0])[:200]
+        # The name says most of what a thing is for: its weight was tuned on questions like those in the tests.
+        words = [name] * 3 + [name.rpartition(".")[2]] * 2 + [summary, " ".join(lines)[:_TEXT_CHARACTERS]]
+        yield Document(name, module, kind, summary, " ".join(words))
 
 
 def tokens(text: str) -> list[str]:
-    """Lower-case words; OrderedDict and snake_case are taken apart, plurals and endings cut."""
-    words = _WORD.findall(_CAMEL.sub(" ", text).lower())
-    return [_stem(word) for word in words if word not in _STOP]
+    """Lower-case word stems: OrderedDict and snake_case are taken apart, sha256 is also sha, endings are cut."""
+    found: list[str] = []
+    for word in _WORD.findall(_CAMEL.sub(" ", text).lower()):
+        if word not in _STOP:
+            found += [_stem(part) for part in _WRITTEN_OUT.get(word, word).split()]
+            letters = word.rstrip("0123456789")
+            if letters != word and len(letters) > 2:
+                found.append(_stem(letters))
+    return found
 
 
 def _stem(word: str) -> str:
-    for ending in ("ization", "ation", "ings", "ing", "ed", "es", "s"):
-        if word.endswith(ending) and len(word) - len(ending) >= 4:
-            return word[: -len(ending)]
-    return word
+    for ending, shortest in _ENDINGS.items():
+        if word.endswith(ending) and len(word) - len(ending) >= shortest:
+            word = word[: -len(ending)]
+            break
+    return word[:-1] if len(word) > 4 and word[-1] == word[-2] else word
 
 
 class Encoder:
-    """TF-IDF weights and SVD components; `encode` needs numpy alone."""
+    """TF-IDF weights and SVD components; scikit-learn is needed by `fit` alone, numpy is enough for the rest."""
 
     def __init__(self, vocabulary: dict[str, int], idf: NDArray[np.float32], components: NDArray[np.float32]) -> None:
         self._vocabulary = vocabulary
@@ -162,35 +198,34 @@ class Encoder:
 
     @classmethod
     def fit(cls, texts: Sequence[str], seed: int = 0) -> "tuple[Encoder, NDArray[np.float32]]":
-        """Fit on the texts; the encoder and their vectors, float32 (n, 256)."""
+        """Fit on the texts; the encoder and their vectors, float32 (n, 256), each of length 1.
+
+        Raises ValueError when a text shares no word with another.
+        """
         from sklearn.decomposition import TruncatedSVD
         from sklearn.feature_extraction.text import TfidfVectorizer
 
-        vectorizer = TfidfVectorizer(analyzer=tokens, min_df=2, max_features=20_000, sublinear_tf=True)
+        vectorizer = TfidfVectorizer(analyzer=tokens, min_df=_MIN_DOCUMENTS, sublinear_tf=True, dtype=np.float32)
         weights = vectorizer.fit_transform(texts)
-        svd = TruncatedSVD(DIMENSION, n_iter=3, random_state=seed).fit(weights)
-        names = vectorizer.get_feature_names_out()
-        encoder = cls(
-            {str(name): number for number, name in enumerate(names)},
-            vectorizer.idf_.astype(np.float32),
-            svd.components_.astype(np.float32),
-        )
-        return encoder, _normalised((weights @ svd.components_.T).astype(np.float32))
+        svd = TruncatedSVD(DIMENSION, n_iter=2, random_state=seed).fit(weights)
+        vocabulary = {str(name): number for number, name in enumerate(vectorizer.get_feature_names_out())}
+        encoder = cls(vocabulary, vectorizer.idf_.astype(np.float32), svd.components_.astype(np.float32))
+        return encoder, _normalised(weights @ encoder._components.T)
 
     def encode(self, text: str) -> NDArray[np.float32]:
-        """float32 (256,); raises ValueError when no word is known."""
+        """float32 (256,) of length 1; raises ValueError when no word is known."""
         known = [self._vocabulary[token] for token in tokens(text) if token in self._vocabulary]
         if not known:
-            raise ValueError(f"no word of {text!r} occurs in the sample data")
+            raise ValueError(f"no word of {text!r} occurs in the sample data: try other words")
         columns, counts = np.unique(known, return_counts=True)
-        weights = (1 + np.log(counts)) * self._idf[columns]
-        vector = (weights / np.linalg.norm(weights)) @ self._components.T[columns]
-        return _normalised(vector[None, :].astype(np.float32))[0]
+        weights = ((1 + np.log(counts)) * self._idf[columns]).astype(np.float32)
+        return _normalised((weights @ self._components.T[columns])[None])[0]
 
     def save(self, path: Path) -> None:
         names = np.array(sorted(self._vocabulary, key=self._vocabulary.__getitem__))
-        with path.open("wb") as file:
-            np.savez(file, names=names, idf=self._idf, components=self._components)
+        content = io.BytesIO()
+        np.savez(content, names=names, idf=self._idf, components=self._components)
+        files.replace(path, content.getvalue())
 
     @classmethod
     def load(cls, path: Path) -> "Encoder":
@@ -201,4 +236,6 @@ class Encoder:
 
 def _normalised(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(norms == 0, 1, norms)  # type: ignore[no-any-return]
+    if not norms.all():
+        raise ValueError(f"{int((norms == 0).sum())} of {len(vectors)} texts have no word that the encoder knows")
+    return vectors / norms  # type: ignore[no-any-return]

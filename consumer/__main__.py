@@ -7,6 +7,7 @@ import argparse
 import json
 import logging
 import os
+import socket
 import sys
 import threading
 from dataclasses import asdict, replace
@@ -66,7 +67,10 @@ def _index(settings: Settings) -> None:
 
 
 def _member_name(settings: Settings) -> str:
-    return f"{settings.consumer.group}-{settings.kafka.get('group.instance.id', settings.consumer.port)}"
+    """What no other running member may be: a static member's id, else an address, else this process."""
+    instance = settings.kafka.get("group.instance.id")
+    place = f"{socket.gethostname()}-{settings.consumer.port or os.getpid()}"
+    return f"{settings.consumer.group}-{instance or place}".replace("/", "_")
 
 
 def _exit_if_close_hangs(stopping: threading.Event) -> None:

@@ -4,6 +4,7 @@ A builder that dies (out of memory, killed) is started again with back-off and i
 it was reading are still there, so the merge policy asks for them again. `build.py` is the child.
 """
 
+import contextlib
 import logging
 import os
 import selectors
@@ -134,8 +135,9 @@ class Builder:
             self._process.kill()
             self._process.wait()
             for pipe in (self._process.stdin, self._process.stdout):
-                if pipe is not None:
-                    pipe.close()
+                with contextlib.suppress(BrokenPipeError):  # what a dead child never read is still buffered
+                    if pipe is not None:
+                        pipe.close()
             self._process = None
 
 

@@ -120,7 +120,7 @@ def test_two_consumers_share_the_partitions_and_hand_them_over_without_loss(depl
     wait_until(lambda: one.text.count("owns") == 4, 30, one.text)
     deployed.produce(_upserts(2_000))
     two = deployed.start("consumer")
-    wait_until(lambda: two.text.count("owns") >= 2, 60, two.text)
+    wait_until(lambda: two.text.count("owns") >= 2, 60, "two partitions handed over")
     deployed.produce(_upserts(2_000, seed=1, prefix="more"))
     deployed.wait_until_checkpointed()
     one.kill()
@@ -181,7 +181,7 @@ def test_a_log_that_starts_after_the_checkpoint_stops_the_partition(deploy: Make
 
 def test_a_builder_that_is_killed_is_started_again(deploy: MakeDeployment) -> None:
     deployed = deploy()
-    consumer = deployed.start("consumer", TIDEMARK_CRASH_AT="")
+    consumer = deployed.start("consumer")
     deployed.produce(_upserts(2_000))
     wait_until(lambda: "built ivfpq" in consumer.text, 30, consumer.text)
     os.kill(int(_children(consumer.process.pid)[0]), signal.SIGKILL)

@@ -5,9 +5,12 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+import tomllib
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +20,7 @@ import httpx
 import pytest
 
 from tests.services import wait_until
+from tidemark.topic import Topics
 
 READY_S = 90.0
 
@@ -76,11 +80,12 @@ class Run:
         started = time.monotonic()
         with log.open("wb") as errors, log.with_suffix(".out").open("wb") as output:
             command = [sys.executable, "-m", "cli.main", "up", "--api-port", "0", *arguments]
-            self.process = subprocess.Popen(
+            process = subprocess.Popen(
                 command, cwd=self.directory, stdout=output, stderr=errors, env=self.environment()
             )
-        wait_until(lambda: self.state_path.exists() or self.process.poll() is not None, READY_S, "up.json")
-        assert self.process.poll() is None, self.said
+        self.process = process
+        wait_until(lambda: "  ready\n" in self.said or process.poll() is not None, READY_S, "ready")
+        assert process.poll() is None, self.said
         self.ready_s = time.monotonic() - started
 
     def ensure_running(self) -> None:
@@ -234,3 +239,77 @@ def test_killed_while_its_services_start_it_leaves_no_process(up: Run) -> None:
     process.kill()
     process.wait()
     wait_until(lambda: all(has_ended(pid) for pid in processes), 20.0, "every process ended")
+
+
+# -- other configurations --------------------------------------------------------------------------------------
+
+OWN = """
+[kafka]
+bootstrap.servers = "{servers}"
+[consumer]
+group = "{group}"
+port = 0
+[collections.one]
+topic = "{group}-one"
+dimension = 3
+[collections.two]
+topic = "{group}-two"
+dimension = 4
+metric = "l2"
+"""
+
+
+def test_other_collections_are_served_on_the_broker_their_file_names(kafka: str, tmp_path: Path) -> None:
+    group = f"own-{uuid.uuid4().hex[:8]}"
+    (tmp_path / "own.toml").write_text(OWN.format(servers=kafka, group=group))
+    run = Run(tmp_path)
+    try:
+        run.start("--config", "own.toml")
+        assert run.state["collections"] == ["one", "two"]
+        assert (run.state["bootstrap_servers"], run.state["pids"]["broker"]) == (kafka, None)
+        assert "documents" not in run.said
+        topics = Topics({"bootstrap.servers": kafka})
+        assert topics.identity(f"{group}-one").partitions == 2
+        assert topics.identity(f"{group}-two.dead-letters").partitions == 1
+        (tmp_path / "rows.jsonl").write_text('{"id": "a", "vector": [1, 2, 3]}\n')
+        assert run.tidemark("produce", "one", "rows.jsonl").returncode == 0
+        assert wait_until(lambda: run.tidemark("search", "one", "--id", "a").returncode == 0, 20.0)
+        words = run.tidemark("search", "one", "--text", "json")
+        assert (words.returncode, "sample data" in words.stderr) == (2, True)
+        assert run.stop(signal.SIGTERM) == 0
+    finally:
+        if run.process is not None and run.process.poll() is None:
+            run.stop()
+    assert tomllib.loads((tmp_path / "up" / "tidemark.toml").read_text())["consumer"]["group"] == group
+
+
+def refused(directory: Path, *arguments: str, **environment: str) -> tuple[int, str]:
+    """What `up` says when it does not even start a broker."""
+    run = Run(directory)
+    found = subprocess.run(
+        [sys.executable, "-m", "cli.main", "up", *arguments],
+        cwd=directory,
+        env={**run.environment(), **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert found.stdout == ""
+    assert not (directory / "up" / "kafka").exists()
+    return found.returncode, found.stderr
+
+
+def test_a_port_in_use_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        code, error = refused(tmp_path, "--api-port", str(port))
+    assert code == 78
+    assert f"port {port} is in use" in error
+    assert "`--api-port 0`" in error
+
+
+def test_a_mistake_in_the_settings_names_the_file_of_the_user(tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text("[collections.docs]\ndimension = 3\nmetrik = 'l2'\n")
+    code, error = refused(tmp_path, "--config", "own.toml")
+    assert code == 78
+    assert "error: own.toml: unknown setting collections.docs.metrik" in error

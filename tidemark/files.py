@@ -67,14 +67,14 @@ class DirectoryLock:
     """An exclusive lock on a directory, held until closed or until the process ends."""
 
     def __init__(self, directory: Path, holder: str) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
         path = directory / ".lock"
         try:
+            directory.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a+")
         except OSError as error:
             raise StoreUnavailable(
                 f"{directory} is not writable for uid {os.geteuid()} ({error.strerror}): "
-                "make it that user's, or set checkpoint.url to another directory"
+                "make it that user's, or choose another directory"
             ) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
