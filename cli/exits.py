@@ -12,6 +12,7 @@ from tidemark.service import EXIT_CONFIGURATION, EXIT_UNAVAILABLE
 
 EXIT_NOT_FOUND = 1
 EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
 
 
 class NotFound(TidemarkError):
@@ -22,10 +23,15 @@ class WrongUsage(TidemarkError):
     """The command cannot be done as it was written: write it differently."""
 
 
+class Interrupted(TidemarkError):
+    """Ctrl-C: what was done by then is in the message."""
+
+
 _CODES: tuple[tuple[type[TidemarkError], int], ...] = (
     (NotFound, EXIT_NOT_FOUND),
     (WrongUsage, EXIT_USAGE),
     (BadQuery, EXIT_USAGE),
+    (Interrupted, EXIT_INTERRUPTED),
     (BadConfiguration, EXIT_CONFIGURATION),
     (TidemarkError, EXIT_UNAVAILABLE),
 )

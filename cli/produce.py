@@ -11,15 +11,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from cli import run_files
+from cli.exits import Interrupted
 from cli.generations import check_collection
 from cli.records import BadInput, Item, Records, read
-from tidemark.errors import BrokerUnreachable, TidemarkError
+from tidemark.errors import BrokerUnreachable
 from tidemark.kafka_settings import Settings, producer_settings
 from tidemark.record import next_position
 from tidemark.topic import Topics
@@ -63,7 +64,7 @@ class _Deliveries:
         self.failed = 0
         self.first_failure = ""
 
-    def delivered(self, error: KafkaError | None, message: Message) -> None:
+    def delivered(self, error: KafkaError | None, message: Any) -> None:
         if error is not None:
             self.failed += 1
             self.first_failure = self.first_failure or error.str()
@@ -101,7 +102,7 @@ def produce(settings: Settings, topic: str, records: Records, title: str) -> Pro
     if isinstance(problem, BadInput):
         raise BadInput(f"{problem}; nothing after it was sent, {produced.records} records were produced")
     if isinstance(problem, KeyboardInterrupt):
-        raise TidemarkError(f"interrupted: {produced.records} records were produced")
+        raise Interrupted(f"interrupted: {produced.records} records were produced")
     if problem is not None:
         raise problem
     return produced

@@ -10,6 +10,7 @@ from typing import IO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cli.exits import Interrupted
 from tidemark.errors import BadConfiguration, TidemarkError
 from tidemark.service import EXIT_CONFIGURATION
 
@@ -32,7 +33,7 @@ def replay(collection: str, start: str, index: str, config: Path | None) -> str:
             except KeyboardInterrupt:
                 process.terminate()
                 process.wait(STOP_S)
-                raise TidemarkError("replay stopped: the generation served is as it was") from None
+                raise Interrupted("replay stopped: the generation served is as it was") from None
         code = process.wait()
         if code or not made:
             raise _failure(code, log)

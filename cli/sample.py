@@ -28,7 +28,7 @@ from tidemark import files
 
 DIMENSION = 256
 _MIN_DOCUMENTS = 2  # a word of one document finds nothing else, and SVD would drop it
-_TEXT_CHARACTERS = 600  # of a docstring: what follows is examples and details
+_TEXT_CHARACTERS = 200  # of a docstring: more of it drowns the name and the first sentence
 
 _SKIPPED = {"antigravity", "distutils", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "test", "this", "turtledemo"}
 _IN_C = (
@@ -164,7 +164,7 @@ def _document(name: str, module: str, kind: str, docstring: str | None) -> Itera
         # Where a docstring begins with signatures, the first sentence comes after them.
         summary = next((line for line in lines if not _SIGNATURE.match(line)), lines[0])[:200]
         # The name says most of what a thing is for: its weight was tuned on questions like those in the tests.
-        words = [name] * 3 + [name.rpartition(".")[2]] * 2 + [summary, " ".join(lines)[:_TEXT_CHARACTERS]]
+        words = [name] * 4 + [name.rpartition(".")[2]] * 3 + [summary] * 2 + [" ".join(lines)[:_TEXT_CHARACTERS]]
         yield Document(name, module, kind, summary, " ".join(words))
 
 
@@ -219,7 +219,8 @@ class Encoder:
             raise ValueError(f"no word of {text!r} occurs in the sample data: try other words")
         columns, counts = np.unique(known, return_counts=True)
         weights = ((1 + np.log(counts)) * self._idf[columns]).astype(np.float32)
-        return _normalised((weights @ self._components.T[columns])[None])[0]
+        vector: NDArray[np.float32] = _normalised((weights @ self._components.T[columns])[None])[0]
+        return vector
 
     def save(self, path: Path) -> None:
         names = np.array(sorted(self._vocabulary, key=self._vocabulary.__getitem__))

@@ -7,11 +7,10 @@ thread that starts them, and a signal only sets a flag (except while the broker 
 
 import logging
 import os
-import shutil
 import signal
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
@@ -22,6 +21,7 @@ from cli.children import Child, LocalBroker, Watch
 from cli.remote_api import get
 from cli.run_settings import RunSettings
 from cli.sample_load import COLLECTION, SampleLoad
+from cli.welcome import address_of, what_to_try
 from tidemark import files
 from tidemark.errors import BadConfiguration, BrokerUnreachable, TidemarkError
 from tidemark.service import EXIT_CONFIGURATION
@@ -34,6 +34,7 @@ SAY_EVERY_S = 5.0
 # A service that ends this often before everything is ready will not get well by itself.
 ENDS_AT_START = 3
 SILENT_API_S = 120.0
+LEFT_OVER_S = 3.0
 # In the order of stopping; with the broker's second or two it is over within 20 s.
 STOP_S = {"api": 7.0, "consumer": 12.0}
 
@@ -81,11 +82,11 @@ class Up:
         run_settings.choose_ports(self._api_port)
         if run_settings.is_sample:
             self._sample = SampleLoad()
-            stack.callback(self._sample.child.kill)
+            stack.callback(self._sample.child.stop, 2.0)
             if run_files.sample_loaded() is None:
                 self._sample.begin()
         broker = self._open_broker(stack, run_settings)
-        settings = run_settings.write(broker.bootstrap_servers)
+        settings = run_settings.write(broker.bootstrap_servers, is_local=broker.local is not None)
         self._check_stop()
         self._start(stack, settings)
         if self._sample:
@@ -95,7 +96,7 @@ class Up:
         self._write_state(broker, settings)
         self._say("ready")
         if not self._quiet:
-            sys.stdout.write(_what_to_try(settings, self._sample is not None))
+            sys.stdout.write(what_to_try(settings, self._sample is not None))
             sys.stdout.flush()
         while True:
             if self._turn():
@@ -104,13 +105,18 @@ class Up:
     # -- start ---------------------------------------------------------------------------------------------
 
     def _wait_for_the_last_run(self) -> None:
-        """When the last `up` was killed, its services may still be writing their last checkpoint."""
+        """When the last `up` was killed, its services may hang at closing: their broker was killed too."""
         left = [pid for pid in (run_files.state() or {}).get("pids", {}).values() if _is_ours(pid)]
         run_files.state_path().unlink(missing_ok=True)
         if left:
             self._say("waiting for the services of the last run, which was killed")
-        while any(_is_ours(pid) for pid in left):
+        deadline = time.monotonic() + LEFT_OVER_S
+        while left := [pid for pid in left if _is_ours(pid)]:
             self._pause()
+            if time.monotonic() > deadline:
+                for pid in left:  # a crash loses nothing: the next one replays from the checkpoint
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
 
     def _open_broker(self, stack: ExitStack, run_settings: RunSettings) -> Broker:
         named = run_settings.named_servers
@@ -150,7 +156,7 @@ class Up:
         self._say("loading them through Kafka")
         count, positions = sample.load(collection, settings, identity, self._check_stop)
         self._say(f"{count} documents are loaded")
-        self._wait_until_applied(_address(settings), positions)
+        self._wait_until_applied(address_of(settings), positions)
 
     def _wait_until_applied(self, address: str, positions: dict[int, int]) -> None:
         """Until a search sees the sample data, so that the first one already answers well."""
@@ -167,7 +173,7 @@ class Up:
         answered = said = time.monotonic()
         while not self._turn_all():
             try:
-                answer = get(_address(settings) + "/readyz", 2.0)
+                answer = get(address_of(settings) + "/readyz", 2.0)
                 if answer.status_code == 200:
                     return
                 answered, reason = time.monotonic(), str(answer.json().get("reasons"))
@@ -211,7 +217,7 @@ class Up:
     def _write_state(self, broker: Broker, settings: Settings) -> None:
         run_files.write_state(
             {
-                "api": _address(settings),
+                "api": address_of(settings),
                 "bootstrap_servers": broker.bootstrap_servers,
                 "collections": sorted(settings.collections),
                 "pids": {"broker": broker.pid, **{child.name: child.pid for child in self._services}},
@@ -268,24 +274,3 @@ def _make_topics(settings: Settings) -> None:
         for topic, partitions in ((collection.topic, TOPIC_PARTITIONS), (collection.dead_letters, 1)):
             if not topics.exists(topic):
                 topics.create(topic, partitions)
-
-
-def _address(settings: Settings) -> str:
-    """Where this machine reaches the api, also when it listens on every address."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.api.host, settings.api.host)
-    return f"http://{host}:{settings.api.port}"
-
-
-def _what_to_try(settings: Settings, is_sample: bool) -> str:
-    name, address = sorted(settings.collections)[0], _address(settings)
-    program = "tidemark" if shutil.which("tidemark") else os.path.relpath(Path(sys.executable).with_name("tidemark"))
-    lines = ["", f"  api        {address}  (its page: {address}/docs)"]
-    lines += [f"  kafka      {settings.kafka['bootstrap.servers']}", f"  directory  {run_files.up_directory()}", ""]
-    lines += ["Try, in another terminal:", ""]
-    if is_sample:
-        lines.append(f'  {program} search {name} --text "parse a json string"')
-        lines.append(f"""  curl {address}/collections/{name}/search -d '{{"id": "json.loads", "k": 5}}'""")
-    else:
-        lines.append(f"  curl {address}/collections/{name}")
-    lines += [f"  {program} lag", "", "Ctrl-C stops everything; the next `up` continues from here.", ""]
-    return "\n".join(lines) + "\n"

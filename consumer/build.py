@@ -19,10 +19,11 @@ import faiss
 import msgspec
 import numpy as np
 
+from tidemark import layout
 from tidemark.collection import IndexParameters
 from tidemark.crash_point import reach
 from tidemark.manifest import SegmentEntry
-from tidemark.segment import Segment, concatenate, write_segment
+from tidemark.segment import Segment, concatenate, verify_file, write_segment
 
 _PR_SET_PDEATHSIG = 1
 
@@ -42,6 +43,7 @@ class Job(msgspec.Struct, frozen=True):
     metric: Literal["cosine", "l2", "ip"]
     index: IndexParameters
     threads: int
+    donor: SegmentEntry | None = None
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -51,7 +53,7 @@ class Result(msgspec.Struct, frozen=True):
     entry: SegmentEntry | None
 
 
-def pack_dead(mask: np.ndarray) -> str:  # type: ignore[type-arg]
+def pack_dead(mask: np.ndarray) -> str:
     return base64.b64encode(np.packbits(mask, bitorder="little").tobytes()).decode()
 
 
@@ -70,9 +72,18 @@ def run(job: Job) -> Result:
     reach("build-read")
     if not len(rows):
         return Result(job.output, None)
-    entry = write_segment(directory / job.output, rows, job.metric, job.index, seed=len(rows))
+    donor = _verified_index(directory, job.donor)
+    entry = write_segment(directory / job.output, rows, job.metric, job.index, len(rows), donor)
     reach("build-written")
     return Result(job.output, entry)
+
+
+def _verified_index(directory: Path, donor: SegmentEntry | None) -> Path | None:
+    if donor is None:
+        return None
+    path = directory / donor.name / layout.INDEX
+    verify_file(path, donor.files[layout.INDEX])
+    return path
 
 
 def _give_way() -> None:

@@ -60,9 +60,14 @@ class Builder:
         return self._process.pid if self._process else None
 
     def start(
-        self, checkpoints: Checkpoints, collection: Collection, index: IndexParameters, inputs: list[Segment]
+        self,
+        checkpoints: Checkpoints,
+        collection: Collection,
+        index: IndexParameters,
+        inputs: list[Segment],
+        donor: Segment | None,
     ) -> None:
-        """Give the child a job over these segments of one partition."""
+        """Give the child a job over these segments of one partition; `donor` lends its trained codebooks."""
         dead = {segment.name: segment.dead_mask() for segment in inputs}
         output = checkpoints.new_segment_directory()
         job = Job(
@@ -73,6 +78,7 @@ class Builder:
             metric=collection.metric,
             index=index,
             threads=self._threads,
+            donor=None if donor is None else donor.entry,
         )
         rows = sum(segment.live_count for segment in inputs)
         names = [segment.name for segment in inputs]
@@ -89,7 +95,11 @@ class Builder:
         if self._process is None:
             self._received = b""
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "consumer.build"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+                [sys.executable, "-m", "consumer.build"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                # Its threads wait for each other asleep: spinning ones would take the cores they gave way on.
+                env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
             )
         return self._process
 

@@ -27,6 +27,8 @@ from tidemark.view import View
 logger = logging.getLogger(__name__)
 
 CLAIM_ATTEMPTS = 5
+# The number of lists goes with the root of the rows: within this ratio a donor's is at most twice or half the best.
+DONOR_RATIO = 4
 
 
 @dataclass(slots=True)
@@ -75,6 +77,15 @@ class OwnedPartition:
             return []
         names = next_build(self.candidates(), self.index.ann_rows_min, rows_max)
         return [segment for segment in self.view.searcher.segments if segment.name in names]
+
+    def donor_for(self, rows: int) -> Segment | None:
+        """The largest ivfpq segment of similar size, whose codebooks a new segment may use again."""
+        similar = [
+            segment
+            for segment in self.view.searcher.segments
+            if segment.kind == "ivfpq" and rows <= DONOR_RATIO * segment.rows and segment.rows <= DONOR_RATIO * rows
+        ]
+        return max(similar, key=lambda segment: segment.rows, default=None)
 
     def install(self, build: Build, entry: SegmentEntry | None) -> None:
         """Put a finished build in the place of its inputs; a checkpoint names it soon after."""
@@ -132,7 +143,8 @@ def advance_builds(builder: Builder, partitions: Iterable[OwnedPartition], rows_
     if builder.idle:
         for owned in sorted(partitions, key=lambda owned: -owned.view.unbuilt_rows):
             if inputs := owned.wanted_build(rows_max):
-                builder.start(owned.checkpoints, owned.collection, owned.index, inputs)
+                donor = owned.donor_for(sum(segment.live_count for segment in inputs))
+                builder.start(owned.checkpoints, owned.collection, owned.index, inputs, donor)
                 return
 
 

@@ -51,9 +51,20 @@ def kind_for(rows: int, parameters: IndexParameters) -> IndexKind:
 
 
 def build(
-    rows: NDArray[np.float32], metric: Metric, parameters: IndexParameters, seed: int
+    rows: NDArray[np.float32], metric: Metric, parameters: IndexParameters, seed: int, donor: Path | None = None
 ) -> tuple[Any, SearchParameters]:
-    """Build and calibrate an ANN index over float32 rows (n, dimension); all threads of the process are used."""
+    """Build and calibrate an ANN index over float32 rows (n, dimension); all threads of the process are used.
+
+    `donor` is the verified index file of an ivfpq segment of similar size: its centroids and codebooks are used
+    again, because training is most of a build, unless these rows have drifted so far that the target is missed.
+    """
+    if donor is not None and parameters.kind == "ivfpq":
+        index = faiss.read_index(str(donor))
+        index.reset()
+        index.add(rows)
+        found = _calibrate(index, rows, metric, parameters, seed)
+        if found.recall >= parameters.recall_target:
+            return index, found
     index = (
         _build_hnsw(rows, metric, parameters)
         if parameters.kind == "hnsw"

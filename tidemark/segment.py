@@ -27,6 +27,8 @@ from tidemark.files import fsync_directory, fsync_file
 from tidemark.manifest import FileEntry, SegmentEntry
 from tidemark.record import hash_ids
 
+HASHED_BYTES = 256 * 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:
@@ -43,8 +45,10 @@ class Rows:
         return len(self.vectors)
 
 
-def write_segment(directory: Path, rows: Rows, metric: Metric, parameters: IndexParameters, seed: int) -> SegmentEntry:
-    """Write and fsync a new segment directory; the caller makes it known by a manifest."""
+def write_segment(
+    directory: Path, rows: Rows, metric: Metric, parameters: IndexParameters, seed: int, donor: Path | None = None
+) -> SegmentEntry:
+    """Write and fsync a new segment directory; the caller makes it known by a manifest. `donor`: see `index.build`."""
     directory.mkdir(parents=True)
     rows.vectors.astype("<f4", copy=False).tofile(directory / layout.VECTORS)
     _write_columns(directory / layout.ROWS, rows)
@@ -52,7 +56,7 @@ def write_segment(directory: Path, rows: Rows, metric: Metric, parameters: Index
     search = index.SearchParameters()
     names = [layout.VECTORS, layout.ROWS]
     if kind != "flat":
-        built, search = index.build(rows.vectors, metric, parameters, seed)
+        built, search = index.build(rows.vectors, metric, parameters, seed, donor)
         index.write(built, directory / layout.INDEX)
         names.append(layout.INDEX)
     for name in names:
@@ -89,11 +93,18 @@ def _write_columns(path: Path, rows: Rows) -> None:
 
 
 def file_entry(path: Path) -> FileEntry:
-    """Size and checksum of a file as it is on disk now."""
-    size = path.stat().st_size
-    if size == 0:
-        return FileEntry(0, xxhash.xxh3_128_hexdigest(b""))
-    return FileEntry(size, xxhash.xxh3_128_hexdigest(np.memmap(path, np.uint8, "r").data))
+    """Size and checksum of a file as it is on disk now.
+
+    Hashed in pieces: each call holds the interpreter lock, and searches share it.
+    """
+    checksum = xxhash.xxh3_128()
+    size = 0
+    with path.open("rb", buffering=0) as file:
+        piece = bytearray(HASHED_BYTES)
+        while count := file.readinto(piece):
+            checksum.update(memoryview(piece)[:count])
+            size += count
+    return FileEntry(size, checksum.hexdigest())
 
 
 def verify_file(path: Path, expected: FileEntry) -> None:

@@ -16,7 +16,12 @@ from confluent_kafka import (
     TopicCollection,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its stubs do not name what it exports
+    AdminClient,
+    ConfigResource,
+    NewTopic,
+    OffsetSpec,
+)
 
 from tidemark.errors import BrokerUnreachable, TopicMissing
 from tidemark.kafka_settings import Settings, admin_settings
@@ -90,11 +95,11 @@ class Topics:
 
     def starts(self, partitions: list[Partition]) -> dict[Partition, int]:
         """The first offset each log still holds."""
-        return self._offsets(partitions, OffsetSpec.earliest())
+        return self._offsets(partitions, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
 
     def ends(self, partitions: list[Partition]) -> dict[Partition, int]:
         """The offset after the last record a read-committed reader may see."""
-        return self._offsets(partitions, OffsetSpec.latest())
+        return self._offsets(partitions, OffsetSpec.latest())  # type: ignore[no-untyped-call]
 
     def at_time(self, partitions: list[Partition], timestamp_ms: int) -> dict[Partition, int | None]:
         """The first offset at or after a time; None when every record is older (brokers say END then)."""
