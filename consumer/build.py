@@ -1,9 +1,9 @@
 """The builder child process: rows of immutable segments in, one finished segment out.
 
-Run as `python -m consumer.build`; one JSON job per line on stdin, one JSON result per line on stdout. It runs
-as SCHED_IDLE (nice 19 where that is refused), so searches on the same cores do not notice it, and dies with
-its parent. It touches neither Kafka nor manifests: a segment it wrote exists only when the consumer's next
-manifest names it. `builder.py` is the parent's side.
+Run as `python -m consumer.build`; one JSON job per line on stdin, one JSON result per line on stdout. Each job
+runs in a fork, as SCHED_IDLE (nice 19 where that is refused) unless it is urgent, so searches on the same cores
+do not notice it; all of it dies with the consumer. It touches neither Kafka nor manifests: a segment it wrote
+exists only when the consumer's next manifest names it. `builder.py` is the parent's side.
 """
 
 import base64
@@ -22,10 +22,14 @@ import numpy as np
 from tidemark import layout
 from tidemark.collection import IndexParameters
 from tidemark.crash_point import reach
+from tidemark.index import Donor, SearchParameters
 from tidemark.manifest import SegmentEntry
 from tidemark.segment import Segment, concatenate, verify_file, write_segment
 
 _PR_SET_PDEATHSIG = 1
+URGENT_NICE = 2
+# Recall below the target at which a donor's codebooks no longer fit; calibration is exact to about 0.005.
+DRIFT_MAX = 0.01
 
 
 class Input(msgspec.Struct, frozen=True):
@@ -44,6 +48,7 @@ class Job(msgspec.Struct, frozen=True):
     index: IndexParameters
     threads: int
     donor: SegmentEntry | None = None
+    urgent: bool = False
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -72,39 +77,61 @@ def run(job: Job) -> Result:
     reach("build-read")
     if not len(rows):
         return Result(job.output, None)
-    donor = _verified_index(directory, job.donor)
+    donor = _donor(directory, job.donor, job.index)
     entry = write_segment(directory / job.output, rows, job.metric, job.index, len(rows), donor)
     reach("build-written")
     return Result(job.output, entry)
 
 
-def _verified_index(directory: Path, donor: SegmentEntry | None) -> Path | None:
-    if donor is None:
+def _donor(directory: Path, entry: SegmentEntry | None, parameters: IndexParameters) -> Donor | None:
+    if entry is None:
         return None
-    path = directory / donor.name / layout.INDEX
-    verify_file(path, donor.files[layout.INDEX])
-    return path
+    path = directory / entry.name / layout.INDEX
+    verify_file(path, entry.files[layout.INDEX])
+    searched = SearchParameters(entry.effort, entry.k_factor, entry.recall)
+    return Donor(path, searched, parameters.recall_target - DRIFT_MAX)
 
 
-def _give_way() -> None:
-    """Die with the parent, and run only when nothing else wants the cores."""
+def _die_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _give_way(urgent: bool) -> None:
+    """Run only when nothing else wants the cores; an urgent job gets a small share of them all the same.
+
+    While searches scan more and more unbuilt rows, a builder that waits for idle cores waits for ever.
+    """
     try:
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        if not urgent:
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+            return
     except (OSError, AttributeError):
-        with contextlib.suppress(OSError):
-            os.nice(19)
+        pass
+    with contextlib.suppress(OSError):
+        os.nice(URGENT_NICE if urgent else 19)
+
+
+def _run_apart(job: Job) -> int:
+    """Do the job in a process of its own, which gives way and gives its memory back; its exit status."""
+    pid = os.fork()
+    if pid == 0:
+        _die_with_parent()
+        _give_way(job.urgent)
+        sys.stdout.buffer.write(msgspec.json.encode(run(job)) + b"\n")
+        sys.stdout.buffer.flush()
+        os._exit(0)
+    return os.waitpid(pid, 0)[1]
 
 
 def main() -> None:
-    _give_way()
+    _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if os.getppid() == 1:
         return
     decode = msgspec.json.Decoder(Job).decode
     for line in sys.stdin.buffer:
-        sys.stdout.buffer.write(msgspec.json.encode(run(decode(line))) + b"\n")
-        sys.stdout.buffer.flush()
+        if status := _run_apart(decode(line)):
+            sys.exit(os.waitstatus_to_exitcode(status) % 256)
 
 
 if __name__ == "__main__":

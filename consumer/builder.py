@@ -66,6 +66,7 @@ class Builder:
         index: IndexParameters,
         inputs: list[Segment],
         donor: Segment | None,
+        urgent: bool,
     ) -> None:
         """Give the child a job over these segments of one partition; `donor` lends its trained codebooks."""
         dead = {segment.name: segment.dead_mask() for segment in inputs}
@@ -78,7 +79,8 @@ class Builder:
             metric=collection.metric,
             index=index,
             threads=self._threads,
-            donor=None if donor is None else donor.entry,
+            donor=None if donor is None else _without_dead_file(donor.entry),
+            urgent=urgent,
         )
         rows = sum(segment.live_count for segment in inputs)
         names = [segment.name for segment in inputs]

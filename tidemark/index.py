@@ -27,6 +27,18 @@ TRAINING_ITERATIONS = 8
 # A 4-bit codebook has 16 centroids, and needs as many rows to be trained on.
 ANN_ROWS_LEAST = 64
 HNSW_EF_MAX = 1_024
+# A donor's effort is scaled this far to reach the recall, before new codebooks are trained.
+DONOR_EFFORTS = (1.0, 1.3, 1.7, 2.2)
+
+
+@dataclass(frozen=True, slots=True)
+class Donor:
+    """A segment of similar size whose centroids and codebooks are used again: its verified index file, how it is
+    searched, and the recall below which the new rows have drifted too far from what it was trained on."""
+
+    path: Path
+    parameters: "SearchParameters"
+    recall_min: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,20 +63,21 @@ def kind_for(rows: int, parameters: IndexParameters) -> IndexKind:
 
 
 def build(
-    rows: NDArray[np.float32], metric: Metric, parameters: IndexParameters, seed: int, donor: Path | None = None
+    rows: NDArray[np.float32], metric: Metric, parameters: IndexParameters, seed: int, donor: Donor | None = None
 ) -> tuple[Any, SearchParameters]:
     """Build and calibrate an ANN index over float32 rows (n, dimension); all threads of the process are used.
 
-    `donor` is the verified index file of an ivfpq segment of similar size: its centroids and codebooks are used
-    again, because training is most of a build, unless these rows have drifted so far that the target is missed.
+    Training and calibration are most of a build: with a donor neither is done, only the recall is measured.
     """
     if donor is not None and parameters.kind == "ivfpq":
-        index = faiss.read_index(str(donor))
+        index: Any = faiss.read_index(str(donor.path))
         index.reset()
         index.add(rows)
-        found = _calibrate(index, rows, metric, parameters, seed)
-        if found.recall >= parameters.recall_target:
-            return index, found
+        measured = _measurement(index, rows, metric, seed)
+        for factor in DONOR_EFFORTS:
+            found = measured(min(int(factor * donor.parameters.effort), index.nlist), donor.parameters.k_factor)
+            if found.recall >= donor.recall_min:
+                return index, found
     index = (
         _build_hnsw(rows, metric, parameters)
         if parameters.kind == "hnsw"
@@ -101,10 +114,10 @@ def _build_ivfpq(rows: NDArray[np.float32], metric: Metric, parameters: IndexPar
     return index
 
 
-def _calibrate(
-    index: Any, rows: NDArray[np.float32], metric: Metric, parameters: IndexParameters, seed: int
-) -> SearchParameters:
-    """The cheapest search parameters whose recall@10 on sampled rows reaches the target.
+def _measurement(
+    index: Any, rows: NDArray[np.float32], metric: Metric, seed: int
+) -> Callable[[int, int], SearchParameters]:
+    """Measures recall@10 on sampled rows for an effort and a k_factor.
 
     Each sampled row is a query whose own row is left out of the answer, found exactly over all rows. A row is
     found when it is as near as the 10th nearest: rows of equal distance are equally good answers.
@@ -123,6 +136,14 @@ def _calibrate(
         found = search(index, rows, queries, CALIBRATION_K + 1, metric, SearchParameters(effort, k_factor), None)[1]
         return SearchParameters(effort, k_factor, float((distances_of(found) <= enough).mean()))
 
+    return measured
+
+
+def _calibrate(
+    index: Any, rows: NDArray[np.float32], metric: Metric, parameters: IndexParameters, seed: int
+) -> SearchParameters:
+    """The cheapest search parameters whose recall@10 on sampled rows reaches the target."""
+    measured = _measurement(index, rows, metric, seed)
     hnsw = isinstance(index, faiss.IndexHNSW)
     effort_max = HNSW_EF_MAX if hnsw else int(index.nlist)
     best = SearchParameters(recall=-1.0)

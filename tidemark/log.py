@@ -41,6 +41,10 @@ class Fetched:
     stopped: dict[Partition, LogGap] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
+    @property
+    def records(self) -> int:
+        return sum(map(len, self.messages.values()))
+
 
 class Log:
     """A Kafka consumer with explicit positions: as a group member (`subscribe`) or alone (`assign`)."""

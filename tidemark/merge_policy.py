@@ -10,6 +10,8 @@ from dataclasses import dataclass
 # Merge when this many segments are within one tier: fewer means more rewriting, more means more to search.
 TIER_SEGMENTS = 4
 TIER_RATIO = 4
+# An indexed search costs about 0.1 ms per segment: as many cost less than scanning the rows that merging holds up.
+URGENT_SEGMENTS_MAX = 8
 DEAD_SHARE_MAX = 0.2
 
 
@@ -27,10 +29,15 @@ class Candidate:
         return self.dead_rows / max(1, self.live_rows + self.dead_rows)
 
 
-def next_build(segments: Sequence[Candidate], ann_rows_min: int, rows_max: int) -> list[str]:
-    """Names of the segments to be made one, in their order; empty when all is well."""
+def next_build(segments: Sequence[Candidate], ann_rows_min: int, rows_max: int, urgent: bool = False) -> list[str]:
+    """Names of the segments to be made one, in their order; empty when all is well.
+
+    `urgent`: searches scan many flat rows, so these are built alone and merging waits, up to a number of segments.
+    """
     flats = [segment for segment in segments if not segment.built]
     enough = sum(segment.live_rows for segment in flats) >= ann_rows_min
+    if flats and enough and urgent and len(segments) - len(flats) < URGENT_SEGMENTS_MAX:
+        return [segment.name for segment in flats]
     if flats and (enough or len(flats) > TIER_SEGMENTS):
         return _with_small_neighbours(flats, segments, rows_max)
     for segment in segments:

@@ -46,7 +46,12 @@ class Rows:
 
 
 def write_segment(
-    directory: Path, rows: Rows, metric: Metric, parameters: IndexParameters, seed: int, donor: Path | None = None
+    directory: Path,
+    rows: Rows,
+    metric: Metric,
+    parameters: IndexParameters,
+    seed: int,
+    donor: index.Donor | None = None,
 ) -> SegmentEntry:
     """Write and fsync a new segment directory; the caller makes it known by a manifest. `donor`: see `index.build`."""
     directory.mkdir(parents=True)

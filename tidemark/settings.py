@@ -70,7 +70,7 @@ class CheckpointSettings(_Table):
 
     url: str = Field("file:///var/lib/tidemark", description="where checkpoints are kept: file:///PATH")
     interval_s: float = Field(5.0, gt=0, description="seconds between checkpoints while records arrive")
-    rows: int = Field(65_536, gt=0, description="rows in memory after which a checkpoint is made at once")
+    rows: int = Field(65_536, gt=0, description="rows in memory after which a checkpoint is made")
     grace_s: float = Field(60.0, ge=0, description="seconds an obsolete file is kept for readers")
 
 

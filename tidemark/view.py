@@ -24,8 +24,10 @@ from tidemark.record import Batch, hash_ids
 from tidemark.segment import Rows, Segment
 from tidemark.tail import Tail
 
-# Rows of a tail: 8k rows of 128-d are scanned in 0.1 ms. Re-measured by benchmarks/main_job.py.
-TAIL_ROWS = 8_192
+# Memory of a tail, taken as it fills: 65,536 rows up to 128-d. Each tail is one FAISS call per search, and each call
+# waits for the interpreter lock twice, so few large tails are searched sooner than many small ones.
+TAIL_BYTES = 32 * 2**20
+TAIL_ROWS_MIN, TAIL_ROWS_MAX = 1_024, 65_536
 DIGEST_MODULUS = 2**64
 
 
@@ -42,13 +44,13 @@ class PartitionSearcher:
 class View:
     """One partition of a collection; see the module's docstring for its verbs."""
 
-    def __init__(self, collection: Collection, partition: int, tail_rows: int = TAIL_ROWS) -> None:
+    def __init__(self, collection: Collection, partition: int, tail_rows: int | None = None) -> None:
         self.collection = collection
         self.partition = partition
         self.kills = 0
         self.digest = 0
         self.leader_epoch = -1
-        self._tail_rows = tail_rows
+        self._tail_rows = tail_rows or min(TAIL_ROWS_MAX, max(TAIL_ROWS_MIN, TAIL_BYTES // collection.row_bytes))
         self._recent: dict[bytes, int] = {}
         self._deletes: list[tuple[int, bytes]] = []
         self._checkpoint = 0  # the tails and `_deletes` hold all that was applied from this position on
