@@ -32,6 +32,8 @@ POLL_S = 0.02
 # A batch costs some 0.3 ms of interpreter lock however small it is, which searches wait for: while records come
 # one by one, let them gather this long. It is what freshness costs; a backlog is not held up by it.
 GATHER_S = 0.005
+# Until it has caught up once nobody is sent here: larger batches are cheaper per record.
+BACKLOG_BATCHES = 8
 ENDS_EVERY_S = 0.05
 MANIFESTS_EVERY_S = 0.25
 STALL_S = 60.0
@@ -107,9 +109,10 @@ class Follower:
         if self.frozen:
             self._closing.wait(POLL_S)
         else:
-            fetched = log.fetch(self._settings.api.fetch_records, POLL_S)
+            most = self._settings.api.fetch_records * (1 if self.caught_up_once else BACKLOG_BATCHES)
+            fetched = log.fetch(most, POLL_S)
             self._take(fetched, log)
-            if fetched.records < self._settings.api.fetch_records // 2:
+            if fetched.records < most // 2:
                 self._closing.wait(GATHER_S)
         self._take_opened(log)
         self._now_and_then("manifests", MANIFESTS_EVERY_S, self._look_for_manifests)

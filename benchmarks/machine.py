@@ -27,13 +27,12 @@ def describe(seed: int) -> dict[str, Any]:
 
 
 def private_rss_mb(pid: int) -> float:
-    """Memory that only this process holds, in MB: mapped files shared through the page cache are not in it."""
-    total = 0
+    """Memory that is this process's own (anonymous, and mapped pages it has changed), in MB.
+
+    Mapped files are left out: another replica on the machine would share them.
+    """
     with open(f"/proc/{pid}/smaps_rollup") as lines:
-        for line in lines:
-            if line.startswith(("Private_Clean:", "Private_Dirty:")):
-                total += int(line.split()[1])
-    return total / 1024
+        return next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) / 1024
 
 
 def rss_mb(pid: int) -> float:

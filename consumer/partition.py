@@ -31,6 +31,7 @@ CLAIM_ATTEMPTS = 5
 DONOR_RATIO = 4
 # 25,000 rows of 128-d: a scan of them takes 0.5 ms, several times an indexed search.
 URGENT_NUMBERS = 25_000 * 128
+BACKLOG_OFFSETS = 50_000
 
 
 @dataclass(slots=True)
@@ -82,8 +83,12 @@ class OwnedPartition:
 
     @property
     def is_urgent(self) -> bool:
-        """Whether searches scan so much that building must not wait for idle cores."""
-        return self.view.unbuilt_rows * self.collection.dimension > URGENT_NUMBERS
+        """Whether searches scan so much that building must not wait for idle cores.
+
+        Not during a backlog: then it is sooner done when the replicas, which read it too, have the cores.
+        """
+        behind = self.end - self.view.position > BACKLOG_OFFSETS
+        return not behind and self.view.unbuilt_rows * self.collection.dimension > URGENT_NUMBERS
 
     def donor_for(self, rows: int) -> Segment | None:
         """The largest ivfpq segment of similar size, whose codebooks a new segment may use again."""

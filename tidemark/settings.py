@@ -216,18 +216,16 @@ def _explain(error: ValidationError, path: Path) -> str:
 
 def _known_names(location: tuple[int | str, ...]) -> list[str]:
     """Full names of the settings that may stand beside the one at `location`."""
+    above = [str(part) for part in location[:-1]]
     model: Any = Settings
-    above: list[str] = []
-    for part in location[:-1]:
-        above.append(str(part))
+    for depth, part in enumerate(above):
+        if depth == 1 and above[0] == "collections":
+            model = CollectionSettings  # the part is a collection's name
+        elif part != "collections":
+            field = model.model_fields.get(part)
+            model = field.annotation if field else None
         if not (isinstance(model, type) and issubclass(model, BaseModel)):
-            continue
-        field = model.model_fields.get(str(part))
-        model = CollectionSettings if part == "collections" else (field.annotation if field else None)
-        if part == "collections":
-            continue
-    if not (isinstance(model, type) and issubclass(model, BaseModel)):
-        return []
+            return []
     return [".".join([*above, name]) for name in model.model_fields]
 
 

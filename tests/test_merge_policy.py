@@ -1,0 +1,77 @@
+"""What is built next, as a function of sizes and dead shares alone."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidemark.merge_policy import TIER_SEGMENTS, URGENT_SEGMENTS_MAX, Candidate, next_build
+
+ANN_MIN, ROWS_MAX = 1_000, 1_000_000
+
+
+def _built(name: str, rows: int, dead: int = 0) -> Candidate:
+    return Candidate(name, rows, dead, True)
+
+
+def _flat(name: str, rows: int) -> Candidate:
+    return Candidate(name, rows, 0, False)
+
+
+def _next(*segments: Candidate, urgent: bool = False) -> list[str]:
+    return next_build(segments, ANN_MIN, ROWS_MAX, urgent)
+
+
+def test_a_few_small_flats_are_left_to_the_exact_scan() -> None:
+    assert _next(_flat("a", 10), _flat("b", 20)) == []
+
+
+def test_many_small_flats_are_made_one() -> None:
+    flats = [_flat(str(number), 10) for number in range(TIER_SEGMENTS + 1)]
+    assert _next(*flats) == [flat.name for flat in flats]
+
+
+def test_flats_with_enough_rows_are_built_with_no_larger_segments() -> None:
+    assert _next(_built("big", 50_000), _built("small", 900), _flat("a", 600), _flat("b", 600)) == ["small", "a", "b"]
+
+
+def test_under_pressure_flats_are_built_alone() -> None:
+    assert _next(_built("small", 900), _flat("a", 1_200), urgent=True) == ["a"]
+
+
+def test_pressure_does_not_let_segments_pile_up_for_ever() -> None:
+    built = [_built(f"s{number}", 900) for number in range(URGENT_SEGMENTS_MAX)]
+    assert len(_next(*built, _flat("a", 1_200), urgent=True)) > 1
+
+
+def test_a_segment_that_is_more_than_a_fifth_dead_is_built_again() -> None:
+    assert _next(_built("a", 7_900, 2_100)) == ["a"]
+    assert _next(_built("a", 8_100, 1_900)) == []
+
+
+def test_segments_of_one_tier_are_merged() -> None:
+    assert _next(*[_built(str(number), 5_000 + number) for number in range(TIER_SEGMENTS)]) == ["0", "1", "2", "3"]
+    assert _next(_built("a", 5_000), _built("b", 50_000), _built("c", 300_000)) == []
+
+
+SEGMENTS = st.lists(
+    st.builds(lambda rows, dead, built: (rows, dead, built), st.integers(0, 9_000), st.integers(0, 900), st.booleans()),
+    max_size=30,
+)
+
+
+@given(SEGMENTS, st.integers(1_000, 100_000))
+def test_building_until_nothing_is_wanted_ends_with_few_segments_and_every_live_row(
+    sizes: list[tuple[int, int, bool]], rows_max: int
+) -> None:
+    segments = [Candidate(str(n), rows, dead, built) for n, (rows, dead, built) in enumerate(sizes)]
+    live = sum(segment.live_rows for segment in segments)
+    for turn in range(200):
+        names = next_build(segments, ANN_MIN, rows_max)
+        if not names:
+            break
+        merged = sum(segment.live_rows for segment in segments if segment.name in names)
+        kept = [segment for segment in segments if segment.name not in names]
+        segments = [*kept, Candidate(f"m{turn}", merged, 0, merged >= ANN_MIN)] if merged else kept
+    else:
+        raise AssertionError(f"never ends: {segments}")
+    assert sum(segment.live_rows for segment in segments) == live
+    assert len([segment for segment in segments if not segment.built]) <= TIER_SEGMENTS

@@ -1,0 +1,85 @@
+"""The settings table: what is refused, how it is said, and that docs/operations.md lists all of it."""
+
+from pathlib import Path
+
+import pytest
+
+from tidemark import settings
+from tidemark.errors import BadConfiguration
+
+GOOD = """
+[kafka]
+bootstrap.servers = "broker:9092"
+security.protocol = "SASL_SSL"
+[checkpoint]
+url = "file:///data"
+[collections.docs]
+dimension = 8
+"""
+
+
+def _load(tmp_path: Path, text: str) -> settings.Settings:
+    path = tmp_path / "tidemark.toml"
+    path.write_text(text)
+    return settings.load(path)
+
+
+def test_librdkafka_options_are_passed_through_under_their_dotted_names(tmp_path: Path) -> None:
+    found = _load(tmp_path, GOOD)
+    assert found.kafka == {"bootstrap.servers": "broker:9092", "security.protocol": "SASL_SSL"}
+    assert found.collection("docs").topic == "docs"
+
+
+def test_the_environment_goes_before_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIDEMARK_CHECKPOINT__INTERVAL_S", "7")
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "other:9092")
+    found = _load(tmp_path, GOOD)
+    assert found.checkpoint.interval_s == 7
+    assert found.checkpoint.url == "file:///data"
+    assert found.kafka["bootstrap.servers"] == "other:9092"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (GOOD + "dimensoin = 8", "did you mean collections.docs.dimension"),
+        (GOOD.replace("url", "urls"), "did you mean checkpoint.url"),
+        (GOOD.replace("8", "0"), "greater than or equal to 1"),
+        (GOOD.replace("dimension = 8", ""), "dimension"),
+        (GOOD.replace("security.protocol", "enable.auto.commit"), "Tidemark sets this itself"),
+        (GOOD.replace("security.protocol", "plugin.library.paths"), "not supported"),
+        (GOOD.replace("file:///data", "s3://data"), "only a directory"),
+        (GOOD + '[collections.more]\ntopic = "docs"\ndimension = 8', "one topic is the log of one collection"),
+        (GOOD.replace("collections.docs", 'collections."../x"'), "collection name"),
+        ("[kafka", "not valid TOML"),
+        (GOOD.replace("bootstrap.servers", "client.id"), "bootstrap.servers is not set"),
+    ],
+)
+def test_a_wrong_setting_is_refused_with_what_to_do(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(BadConfiguration, match=said):
+        _load(tmp_path, text)
+
+
+def test_an_unknown_environment_variable_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIDEMARK_CHECKPONT__URL", "x")
+    with pytest.raises(BadConfiguration, match="did you mean TIDEMARK_CHECKPOINT"):
+        _load(tmp_path, GOOD)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        settings.CheckpointSettings,
+        settings.ConsumerSettings,
+        settings.ApiSettings,
+        settings.CollectionSettings,
+        settings.IndexSettings,
+    ],
+)
+def test_the_documents_list_every_setting_with_its_default_and_meaning(table: type[settings._Table]) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "operations.md").read_text()
+    for name, field in table.model_fields.items():
+        if name == "index":
+            continue
+        default = "required" if field.is_required() else f"`{field.default!r}`".replace("'", '"')
+        assert f"| `{name}` | {default} | {field.description} |" in text
