@@ -131,23 +131,23 @@ class Run:
         consumer.close()
 
     def index_backlog(self) -> None:
-        """From the first row searchable to all rows searchable, then to all rows in built segments."""
+        """From the last answer without any row to all rows searchable, then to all rows in built segments."""
         self.start("consumer")
         self._api = self.start("api")
         client = self._wait_for_api()
-        first, started = 0, time.perf_counter()
-        searchable = 0.0
+        started, searchable = time.perf_counter(), 0.0
         while True:
+            asked = time.perf_counter()
             lag = client.get("/collections/sift/lag")
             now = time.perf_counter()
             applied = sum(partition["applied_position"] or 0 for partition in lag["partitions"])
-            if not first and applied:
-                first, started = applied, now
+            if not applied:
+                started = asked  # nothing was searchable yet when this was answered
             if not searchable and applied >= self.rows:
                 searchable = now
-                self.figures["searchable_per_s"] = (applied - first) / max(1e-3, now - started)
+                self.figures["searchable_per_s"] = applied / (now - started)
             if searchable and lag["unbuilt_rows"] == 0 and _checkpointed(lag) >= self.rows:
-                self.figures["built_per_s"] = (applied - first) / (now - started)
+                self.figures["built_per_s"] = applied / (now - started)
                 break
             time.sleep(0.01 if not searchable else 0.1)
         client.close()

@@ -26,6 +26,7 @@ class Tail:
         self.offsets = np.empty(capacity, np.int64)
         self.timestamps = np.empty(capacity, np.int64)
         self.digests = np.empty(capacity, np.uint64)
+        self.hashes = np.empty(capacity, np.uint64)
         self.dead = np.zeros(capacity, np.bool_)
         self.ids: list[bytes] = []
         self.metadata: list[bytes | None] = []
@@ -50,6 +51,7 @@ class Tail:
         self.offsets[first:last] = batch.offsets[start:stop]
         self.timestamps[first:last] = batch.timestamps[start:stop]
         self.digests[first:last] = batch.digests[start:stop]
+        self.hashes[first:last] = batch.hashes[start:stop]
         self.ids += batch.ids[start:stop]
         self.metadata += batch.metadata[start:stop]
         self.rows = last

@@ -226,17 +226,23 @@ class View:
             return
         held = set(self.searcher.segments)
         tails = self._tails_from(position)
-        ids = [id_ for tail in tails for id_ in tail.ids]
-        ids += [id_ for at, id_ in self._deletes if at > position]
-        if ids:
-            hashes = hash_ids(ids)
-            for segment in segments:
-                if segment not in held and len(rows := segment.find(hashes, ids)):
-                    segment.kill(np.unique(rows))
         self._deletes = [(at, id_) for at, id_ in self._deletes if at > position]
+        self._kill_in_new([segment for segment in segments if segment not in held], tails)
+        dropped = [id_ for tail in self.searcher.tails for id_ in tail.ids[: max(0, tails[0].base - tail.base)]]
         self._checkpoint = position
         self.searcher = replace(self.searcher, segments=tuple(segments), tails=tails)
-        self._recent = {tail.ids[row]: tail.base + row for tail in tails for row in tail.live_rows.tolist()}
+        for id_ in dropped:
+            if self._recent.get(id_, tails[0].base) < tails[0].base:
+                del self._recent[id_]
+
+    def _kill_in_new(self, segments: Sequence[Segment], tails: Sequence[Tail]) -> None:
+        """Kill in segments as of a manifest what was replaced or deleted since, by the rows of our tails."""
+        deleted = [id_ for _, id_ in self._deletes]
+        ids = [id_ for tail in tails for id_ in tail.ids] + deleted
+        hashes = np.concatenate([*(tail.hashes[: tail.rows] for tail in tails), hash_ids(deleted)])
+        for segment in segments:
+            if ids and len(rows := segment.find(hashes, ids)):
+                segment.kill(np.unique(rows))
 
     def _tails_from(self, position: int) -> tuple[Tail, ...]:
         """Our tails without the rows before `position`; a tail that has both is copied."""
@@ -252,7 +258,7 @@ class View:
     def _copy_from(self, tail: Tail, first: int) -> Tail:
         copy = self._new_tail(tail.base + first)
         rows = tail.rows - first
-        for name in ("vectors", "firsts", "offsets", "timestamps", "digests", "dead"):
+        for name in ("vectors", "firsts", "offsets", "timestamps", "digests", "hashes", "dead"):
             getattr(copy, name)[:rows] = getattr(tail, name)[first : tail.rows]
         copy.ids = tail.ids[first : tail.rows]
         copy.metadata = tail.metadata[first : tail.rows]
