@@ -192,3 +192,20 @@ class Log:
     def close(self) -> None:
         """Leave the group; on_revoked is called for what is held."""
         self._consumer.close()
+
+
+class GroupOffsets:
+    """The offsets a group has committed, for display only; it joins no group.
+
+    Not by the admin client: librdkafka 2.16 dereferences a null group there when the coordinator is loading.
+    """
+
+    def __init__(self, settings: Settings, group: str) -> None:
+        left_out = ("group.instance.id", "group.protocol")
+        client = {name: value for name, value in consumer_settings(settings).items() if name not in left_out}
+        self._consumer = Consumer({**client, "group.id": group})
+
+    def of(self, partitions: Sequence[Partition], timeout_s: float) -> dict[Partition, int]:
+        """Per partition that has one; raises KafkaException."""
+        found = self._consumer.committed([TopicPartition(*partition) for partition in partitions], timeout_s)
+        return {(at.topic, at.partition): at.offset for at in found if at.offset >= 0}

@@ -9,7 +9,6 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from confluent_kafka import (
-    ConsumerGroupTopicPartitions,
     IsolationLevel,
     KafkaError,
     KafkaException,
@@ -25,7 +24,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its stubs d
 
 from tidemark.errors import BrokerUnreachable, TopicMissing
 from tidemark.kafka_settings import Settings, admin_settings
-from tidemark.log import Partition
+from tidemark.log import GroupOffsets, Partition
 from tidemark.manifest import TopicIdentity
 
 T = TypeVar("T")
@@ -45,6 +44,8 @@ class Topics:
         self._addresses = str(settings["bootstrap.servers"])
         self._timeout_s = timeout_s
         self._admin = AdminClient(admin_settings(settings))
+        self._settings = settings
+        self._groups: dict[str, GroupOffsets] = {}
 
     def _ask(self, what: str, question: Callable[[], Any]) -> Any:
         try:
@@ -133,11 +134,5 @@ class Topics:
 
     def committed(self, group: str, partitions: list[Partition]) -> dict[Partition, int]:
         """The group's committed offsets, for display only; partitions without one are left out."""
-        request = ConsumerGroupTopicPartitions(group, [TopicPartition(*p) for p in partitions])
-
-        def question() -> dict[Partition, int]:
-            answer = self._admin.list_consumer_group_offsets([request], request_timeout=self._timeout_s)
-            found = answer[group].result().topic_partitions
-            return {(p.topic, p.partition): p.offset for p in found if p.offset >= 0}
-
-        return self._ask("listing committed offsets", question)  # type: ignore[no-any-return]
+        offsets = self._groups.get(group) or self._groups.setdefault(group, GroupOffsets(self._settings, group))
+        return self._ask("reading committed offsets", lambda: offsets.of(partitions, self._timeout_s))  # type: ignore[no-any-return]
