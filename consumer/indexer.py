@@ -23,7 +23,7 @@ from tidemark.collection import Collection
 from tidemark.crash_point import reach
 from tidemark.errors import BrokerUnreachable, CorruptCheckpoint, StaleOwner, StoreUnavailable, TidemarkError
 from tidemark.log import Fetched, Log, Partition, Start
-from tidemark.log_check import check_identity
+from tidemark.log_check import check_identity, remedy
 from tidemark.record import decode
 from tidemark.settings import Settings
 from tidemark.topic import Topics
@@ -226,10 +226,9 @@ class Indexer:
             if owned.stopped is not None:
                 continue
             name = f"{owned.partition[0]}[{owned.partition[1]}]"
-            remedy = f"build a new generation with `tidemark replay {owned.collection.name} --from earliest`"
             try:
                 found = self._topics.identity(owned.partition[0])
-                check_identity(name, owned.topic, found, remedy)
+                check_identity(name, owned.topic, found, remedy(owned.collection.name))
                 self._wake_if_stalled(owned)
             except BrokerUnreachable as error:
                 logger.warning("%s", error)

@@ -7,7 +7,7 @@ Knows nothing of ids, dead rows' causes, files' names or Kafka. Used by `segment
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +52,6 @@ class SearchParameters:
     effort: int = 0
     k_factor: int = 1
     recall: float = 1.0
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def kind_for(rows: int, parameters: IndexParameters) -> IndexKind:

@@ -134,5 +134,7 @@ class Topics:
 
     def committed(self, group: str, partitions: list[Partition]) -> dict[Partition, int]:
         """The group's committed offsets, for display only; partitions without one are left out."""
-        offsets = self._groups.get(group) or self._groups.setdefault(group, GroupOffsets(self._settings, group))
+        if group not in self._groups:
+            self._groups[group] = GroupOffsets(self._settings, group)
+        offsets = self._groups[group]
         return self._ask("reading committed offsets", lambda: offsets.of(partitions, self._timeout_s))  # type: ignore[no-any-return]
