@@ -24,7 +24,8 @@ from tidemark.collection import IndexParameters
 from tidemark.crash_point import reach
 from tidemark.index import Donor, SearchParameters
 from tidemark.manifest import SegmentEntry
-from tidemark.segment import Segment, concatenate, verify_file, write_segment
+from tidemark.rows import concatenate
+from tidemark.segment import Segment, verify_file, write_segment
 
 _PR_SET_PDEATHSIG = 1
 URGENT_NICE = 2

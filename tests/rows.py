@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from tidemark.collection import IndexParameters, Metric
 from tidemark.record import hash_ids, row_digests
-from tidemark.segment import Rows, Segment, write_segment
+from tidemark.rows import Rows
+from tidemark.segment import Segment, write_segment
 
 FLAT = IndexParameters(kind="flat")
 

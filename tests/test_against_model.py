@@ -21,7 +21,8 @@ from tidemark import searcher
 from tidemark.collection import Collection, IndexKind, IndexParameters
 from tidemark.manifest import SegmentEntry
 from tidemark.record import Message, decode
-from tidemark.segment import Rows, Segment, concatenate, write_segment
+from tidemark.rows import Rows, concatenate
+from tidemark.segment import Segment, write_segment
 from tidemark.view import View
 
 DIMENSION = 3

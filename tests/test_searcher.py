@@ -14,9 +14,12 @@ from tests.messages import delete, upsert
 from tidemark import searcher
 from tidemark.collection import Collection, IndexKind, IndexParameters
 from tidemark.errors import BadQuery
+from tidemark.mirror import ViewMirror
 from tidemark.record import Message, decode
-from tidemark.segment import Segment, concatenate, write_segment
-from tidemark.view import PartitionSearcher, View
+from tidemark.rows import concatenate
+from tidemark.segment import Segment, write_segment
+from tidemark.snapshot import PartitionSearcher, SearchedView
+from tidemark.view import View
 
 DIMENSION = 4
 COLLECTION = Collection(name="c", topic="t", dimension=DIMENSION, metric="l2")
@@ -27,7 +30,7 @@ FIXED = [b"fixed-%d" % number for number in range(150)]
 
 
 class Writer:
-    """Moves the fixed ids about, and creates and deletes others, in a leader and in a follower.
+    """Moves the fixed ids about, and creates and deletes others, in a leader and in a follower that is mirrored.
 
     What it is about to apply it writes down first: the readers check against that.
     """
@@ -36,7 +39,8 @@ class Writer:
         self.directory = directory
         self.parameters = IndexParameters(kind=kind, ann_rows_min=64)
         self.leader = View(COLLECTION, 0, tail_rows=64)
-        self.follower = View(COLLECTION, 0, tail_rows=64)
+        self.follower = View(COLLECTION, 0, tail_rows=64, shared=True)
+        self.mirror = ViewMirror(COLLECTION, self.follower.place)
         self.written: dict[bytes, list[int]] = {id_: [] for id_ in FIXED}
         self.deleted: dict[bytes, int] = {}
         self.rng = np.random.default_rng(0)
@@ -59,7 +63,7 @@ class Writer:
         self.follower.apply(batch)
 
     def open(self, entry_of: Segment) -> Segment:
-        return Segment(entry_of.directory, entry_of.entry, DIMENSION, "l2")
+        return Segment(entry_of.directory, entry_of.entry, DIMENSION, "l2", shared=True)
 
     def save(self) -> None:
         rows = self.leader.unsaved_rows()
@@ -82,6 +86,8 @@ class Writer:
                 segment.save_dead_rows(next(self.names))
             position, digest = self.leader.position, self.leader.digest
             segments = [self.open(segment) for segment in self.leader.searcher.segments]
+            if self.turns % 8 == 0:
+                self.follower.announce(segments)
             for _ in range(self.turns % 3):
                 self.batch([FIXED[at] for at in self.rng.integers(len(FIXED), size=9)], [])
             self.follower.follow(segments, position, 0, digest)
@@ -107,11 +113,11 @@ class Reader:
 
     def turn(self) -> None:
         self.rounds += 1
-        for view in (self.writer.leader, self.writer.follower):
+        for view in (self.writer.leader, self.writer.follower, self.writer.mirror):
             self.search(view)
             self.get(view)
 
-    def search(self, view: View) -> None:
+    def search(self, view: SearchedView) -> None:
         queries = self.rng.normal(size=(1, DIMENSION)).astype(np.float32)
         for k, exact in ((len(FIXED) + 40, True), (10, True), (10, False)):
             answer = searcher.search([view], queries, k, exact=exact)
@@ -126,7 +132,7 @@ class Reader:
             for hit in hits:
                 self.check(hit, position)
 
-    def get(self, view: View) -> None:
+    def get(self, view: SearchedView) -> None:
         id_ = FIXED[int(self.rng.integers(len(FIXED)))]
         position = view.position
         hit = searcher.get([view], id_)

@@ -14,7 +14,8 @@ from tidemark.collection import IndexKind, IndexParameters, Metric
 from tidemark.errors import CorruptCheckpoint
 from tidemark.manifest import SegmentEntry
 from tidemark.record import hash_ids
-from tidemark.segment import Segment, concatenate, remove_segment_files, write_segment
+from tidemark.rows import concatenate
+from tidemark.segment import Segment, remove_segment_files, write_segment
 
 KINDS: tuple[IndexKind, ...] = ("flat", "hnsw", "ivfpq")
 

@@ -12,7 +12,8 @@ from tests.model import Model, Operation
 from tidemark import searcher
 from tidemark.collection import Collection, IndexParameters
 from tidemark.record import Message, decode
-from tidemark.segment import Segment, concatenate, write_segment
+from tidemark.rows import concatenate
+from tidemark.segment import Segment, write_segment
 from tidemark.view import View
 
 COLLECTION = Collection(name="c", topic="t", dimension=2, metric="l2")

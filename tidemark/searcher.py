@@ -17,9 +17,10 @@ from tidemark.collection import Collection, Metric
 from tidemark.errors import BadQuery
 from tidemark.exact import public_distance
 from tidemark.record import SQUARED_NORM_MAX, hash_ids
-from tidemark.segment import ReadableRows, Segment
+from tidemark.rows import ReadableRows
+from tidemark.segment import Segment
+from tidemark.snapshot import PartitionSearcher, SearchedView
 from tidemark.tail import Tail
-from tidemark.view import PartitionSearcher, View
 
 K_MAX = 1_000
 
@@ -88,7 +89,7 @@ def prepare_queries(vectors: NDArray[np.float32], collection: Collection) -> NDA
 
 
 def search(
-    views: Sequence[View], queries: NDArray[np.float32], k: int, effort: float = 1.0, exact: bool = False
+    views: Sequence[SearchedView], queries: NDArray[np.float32], k: int, effort: float = 1.0, exact: bool = False
 ) -> Answer:
     """The k nearest live rows of each prepared query, over all partitions of one collection."""
     metric = views[0].collection.metric
@@ -111,7 +112,7 @@ def _has_more(found: Sequence[_Candidates], line: int, asked: int) -> bool:
 
 
 def _search_partition(
-    view: View, queries: NDArray[np.float32], k: int, effort: float, exact: bool
+    view: SearchedView, queries: NDArray[np.float32], k: int, effort: float, exact: bool
 ) -> tuple[int, list[_Candidates]]:
     while True:
         snapshot = view.searcher
@@ -124,7 +125,7 @@ def _search_partition(
 
 
 def _search_tails(
-    view: View, snapshot: PartitionSearcher, queries: NDArray[np.float32], k: int, found: list[_Candidates]
+    view: SearchedView, snapshot: PartitionSearcher, queries: NDArray[np.float32], k: int, found: list[_Candidates]
 ) -> bool:
     """Scan the tails up to their newest rows; False when rows went from them to a segment not searched."""
     metric = view.collection.metric
@@ -166,7 +167,7 @@ def _nearest(found: Sequence[_Candidates], line: int, k: int, metric: Metric) ->
     return list(hits.values())
 
 
-def get(views: Sequence[View], id_: bytes) -> Hit | None:
+def get(views: Sequence[SearchedView], id_: bytes) -> Hit | None:
     """The live row of an id, None when there is none."""
     for view in views:
         hit = _get_from(view, id_)
@@ -175,7 +176,7 @@ def get(views: Sequence[View], id_: bytes) -> Hit | None:
     return None
 
 
-def _get_from(view: View, id_: bytes) -> Hit | None:
+def _get_from(view: SearchedView, id_: bytes) -> Hit | None:
     hashes = hash_ids([id_])
     while True:
         kills, snapshot = view.kills, view.searcher
@@ -190,7 +191,7 @@ def _get_from(view: View, id_: bytes) -> Hit | None:
             return None
 
 
-def scan(views: Sequence[View], after: tuple[int, int] | None, limit: int) -> Iterator[Hit]:
+def scan(views: Sequence[SearchedView], after: tuple[int, int] | None, limit: int) -> Iterator[Hit]:
     """Up to `limit` live rows in the order of (partition, offset), after the given one."""
     for view in sorted(views, key=lambda view: view.partition):
         if after is not None and view.partition < after[0]:
@@ -201,7 +202,7 @@ def scan(views: Sequence[View], after: tuple[int, int] | None, limit: int) -> It
         yield from page
 
 
-def _scan_partition(view: View, start: int, limit: int) -> list[Hit]:
+def _scan_partition(view: SearchedView, start: int, limit: int) -> list[Hit]:
     snapshot = view.searcher
     found: list[tuple[int, ReadableRows, int]] = []
     sources: tuple[Segment | Tail, ...] = (*snapshot.segments, *snapshot.tails)

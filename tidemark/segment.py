@@ -1,16 +1,15 @@
 """An immutable set of rows on disk: its files, its index, and the rows of it that have died since.
 
 Invariants: files never change once named by a manifest; they are mapped only after their checksums matched;
-an id is in a segment at most once. Kind `flat` is searched exactly (a killed row gets a NaN, in a private
-copy of its page), `hnsw` and `ivfpq` through an index with a bitmap of live rows.
+an id is in a segment at most once. Which rows live is a bitmap, in memory that other processes may share: a
+kill clears a bit. Kind `flat` is searched exactly (a search first puts a NaN into what died since the last one,
+in its process's copy of the page), `hnsw` and `ivfpq` through an index with the bitmap as its selector.
 One writer kills rows; any number of readers search, without locks. Knows nothing of manifests' versions.
 """
 
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -26,23 +25,10 @@ from tidemark.exact import exact_search
 from tidemark.files import fsync_directory, fsync_file
 from tidemark.manifest import FileEntry, SegmentEntry
 from tidemark.record import hash_ids
+from tidemark.rows import Rows
+from tidemark.shared_memory import Region, room
 
 HASHED_BYTES = 256 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Rows to be written as a segment: float32 vectors (n, dimension) and their Arrow columns."""
-
-    vectors: NDArray[np.float32]
-    ids: Any
-    offsets: NDArray[np.int64]
-    timestamps: NDArray[np.int64]
-    metadata: Any
-    digests: NDArray[np.uint64]
-
-    def __len__(self) -> int:
-        return len(self.vectors)
 
 
 def write_segment(
@@ -135,7 +121,13 @@ class Segment:
         dimension: int,
         metric: Metric,
         verified: Collection[str] = (),
+        shared: bool = False,
+        live: Region | None = None,
     ) -> None:
+        """Map the files, after verifying those not named as `verified`.
+
+        `shared`: other processes may see which rows live; `live` is the memory of the one that kills them.
+        """
         self.name = entry.name
         self.entry = entry
         self.directory = directory
@@ -152,11 +144,16 @@ class Segment:
         self._index = None
         if self.kind != "flat":
             self._index = index.open_mapped(directory / layout.INDEX, self.kind, self.rows, dimension)
-        self.live = np.full((self.rows + 7) // 8, 0xFF, np.uint8)
-        self.dead_rows = 0
+        bitmap_bytes = (self.rows + 7) // 8
+        self.region = live or Region(room(np.int64, 1) + room(np.uint8, bitmap_bytes), shared)
+        self._words: NDArray[np.int64] = self.region.take(np.int64, 1)  # dead rows
+        self.live: NDArray[np.uint8] = self.region.take(np.uint8, bitmap_bytes)
+        self._live_in_vectors = np.full(bitmap_bytes, 0xFF, np.uint8)
         self.saved_dead_rows = 0
-        if entry.dead_file:
-            self._open_dead_rows(entry.dead_file)
+        if live is None:
+            self.live[:] = 0xFF
+            if entry.dead_file:
+                self._open_dead_rows(entry.dead_file)
 
     def _open_vectors(self, dimension: int) -> None:
         path = self.directory / layout.VECTORS
@@ -166,7 +163,7 @@ class Segment:
         self._written = np.asarray(np.memmap(path, np.dtype("<f4"), "r", shape=shape))
         self.vectors = self._written
         if self.kind == "flat":
-            # Copy on write: a kill in a flat segment dirties one private page, the file stays as it is.
+            # Copy on write: the NaN of a dead row dirties one private page, the file stays as it is.
             self.vectors = np.asarray(np.memmap(path, np.dtype("<f4"), "c", shape=shape))
 
     def _open_columns(self) -> None:
@@ -194,7 +191,12 @@ class Segment:
     def reopened(self, entry: SegmentEntry) -> "Segment":
         """The same files, verified before, with exactly the dead rows of a newer manifest's entry."""
         unchanged = {name for name, file in entry.files.items() if self.entry.files.get(name) == file}
-        return Segment(self.directory, entry, self._dimension, self.metric, verified=unchanged)
+        shared = self.region.name is not None
+        return Segment(self.directory, entry, self._dimension, self.metric, verified=unchanged, shared=shared)
+
+    @property
+    def dead_rows(self) -> int:
+        return int(self._words[0])
 
     @property
     def live_count(self) -> int:
@@ -253,9 +255,7 @@ class Segment:
         """Mark live rows dead; returns the sum of their digests modulo 2**64."""
         bits = (~(np.uint8(1) << (rows & 7).astype(np.uint8))).astype(np.uint8)
         np.bitwise_and.at(self.live, rows >> 3, bits)
-        if self.kind == "flat":
-            self.vectors[rows, 0] = np.nan
-        self.dead_rows += len(rows)
+        self._words[0] += len(rows)
         return int(self.digests[rows].sum())
 
     def search(
@@ -263,12 +263,23 @@ class Segment:
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """FAISS distances and row numbers of live rows, nearest first, -1 where there are fewer."""
         if self._index is None:
+            self._hide_dead_rows()
             return exact_search(self.vectors, queries, k, self.metric)
         if exact:
             return self._search_exactly(queries, k)
         live = self.live if self.dead_rows else None
         found = index.search(self._index, self.vectors, queries, k, self.metric, self.parameters, live, effort)
         return self._completed(*found, queries, k)
+
+    def _hide_dead_rows(self) -> None:
+        """Put a NaN into the vectors of rows that died since the last time (exact.py); any thread may do it."""
+        live = self.live.copy()
+        changed = np.flatnonzero(live != self._live_in_vectors)
+        if len(changed):
+            dead = np.unpackbits(~live[changed], bitorder="little").reshape(-1, 8)
+            rows = (changed[:, None] * 8 + np.arange(8))[dead != 0]
+            self.vectors[rows[rows < self.rows], 0] = np.nan
+            self._live_in_vectors = live
 
     def _completed(
         self,
@@ -322,36 +333,13 @@ class Segment:
         rows = np.flatnonzero(~self.dead_mask())
         taken = pa.array(rows)
         return Rows(
-            vectors=self.vectors[rows],
+            vectors=self._written[rows],
             ids=self.ids.take(taken),
             offsets=self.offsets[rows],
             timestamps=self.timestamps[rows],
             metadata=self.metadata.take(taken),
             digests=self.digests[rows],
         )
-
-
-class ReadableRows(Protocol):
-    """What a search needs of a hit's source: a tail in memory or a segment on disk."""
-
-    def id_of(self, row: int) -> bytes: ...
-    def offset_of(self, row: int) -> int: ...
-    def timestamp_of(self, row: int) -> int: ...
-    def metadata_of(self, row: int) -> bytes | None: ...
-    def vector_of(self, row: int) -> NDArray[np.float32]: ...
-    def is_live(self, row: int) -> bool: ...
-
-
-def concatenate(parts: Sequence[Rows]) -> Rows:
-    """The rows of all parts, in the parts' order."""
-    return Rows(
-        vectors=np.concatenate([part.vectors for part in parts]),
-        ids=pa.concat_arrays([part.ids for part in parts]),
-        offsets=np.concatenate([part.offsets for part in parts]),
-        timestamps=np.concatenate([part.timestamps for part in parts]),
-        metadata=pa.concat_arrays([part.metadata for part in parts]),
-        digests=np.concatenate([part.digests for part in parts]),
-    )
 
 
 def remove_segment_files(directory: Path) -> None:

@@ -2,38 +2,110 @@
 
 Invariants: a published row (below `rows`) never moves; a killed row only has its first component set to NaN
 (`firsts` keeps it, so that a reader who found the row just before still gets the vector that was written).
-One writer; any number of readers, which hold no lock. A full tail is sealed: it just gets no more rows.
-Knows nothing of files. `segment.py` is its counterpart on disk; both answer the same questions by row.
+One writer; any number of readers, also in other processes, which hold no lock. A full tail is sealed: it just
+gets no more rows. Knows nothing of files. `segment.py` is its counterpart on disk; both answer the same
+questions by row.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from tidemark.collection import Metric
 from tidemark.exact import exact_search
 from tidemark.record import Batch
+from tidemark.rows import Rows
+from tidemark.shared_memory import Region, fence, room
+
+# Bytes of ids, and of metadata, in a tail: one row has at most 1 KiB and 64 KiB of them (record.py).
+TEXT_BYTES = 32 * 2**20
+
+
+class TailPlace(msgspec.Struct, frozen=True):
+    """Where another process finds a tail."""
+
+    region: str
+    capacity: int
+    base: int
+
+
+class _Texts:
+    """Byte strings by row, one after the other: row r is `heap[ends[r]:ends[r + 1]]`, as in an Arrow column."""
+
+    def __init__(self, region: Region, capacity: int) -> None:
+        self.ends: NDArray[np.int64] = region.take(np.int64, capacity + 1)
+        self.heap: NDArray[np.uint8] = region.take(np.uint8, TEXT_BYTES)
+
+    @staticmethod
+    def size(capacity: int) -> int:
+        return room(np.int64, capacity + 1) + room(np.uint8, TEXT_BYTES)
+
+    def fitting(self, first: int, lengths: NDArray[np.int64]) -> int:
+        """How many of the strings to come have room after row `first`."""
+        return int(np.searchsorted(np.cumsum(lengths), TEXT_BYTES - self.ends[first], side="right"))
+
+    def append(self, first: int, strings: Sequence[bytes], lengths: NDArray[np.int64]) -> None:
+        start, text = int(self.ends[first]), b"".join(strings)
+        self.heap[start : start + len(text)] = np.frombuffer(text, np.uint8)
+        self.ends[first + 1 : first + 1 + len(strings)] = start + np.cumsum(lengths)
+
+    def copy_from(self, other: "_Texts", first: int, stop: int) -> None:
+        ends = other.ends[first : stop + 1]
+        self.heap[: ends[-1] - ends[0]] = other.heap[ends[0] : ends[-1]]
+        self.ends[: len(ends)] = ends - ends[0]
+
+    def of(self, row: int) -> bytes:
+        return self.heap[self.ends[row] : self.ends[row + 1]].tobytes()
+
+    def column(self, rows: int) -> Any:
+        """The first rows as an Arrow column over the same memory."""
+        buffers = [None, pa.py_buffer(self.ends[: rows + 1]), pa.py_buffer(self.heap)]
+        return pa.Array.from_buffers(pa.large_binary(), rows, buffers)
 
 
 class Tail:
     """Rows `base` to `base + rows` of a view's running row number."""
 
-    def __init__(self, dimension: int, capacity: int, base: int) -> None:
+    def __init__(
+        self, dimension: int, capacity: int, base: int, shared: bool = False, region: Region | None = None
+    ) -> None:
         self.base = base
         self.capacity = capacity
-        self.rows = 0
-        self.vectors = np.empty((capacity, dimension), np.float32)
-        self.firsts = np.empty(capacity, np.float32)
-        self.offsets = np.empty(capacity, np.int64)
-        self.timestamps = np.empty(capacity, np.int64)
-        self.digests = np.empty(capacity, np.uint64)
-        self.hashes = np.empty(capacity, np.uint64)
-        self.dead = np.zeros(capacity, np.bool_)
-        self.ids: list[bytes] = []
-        self.metadata: list[bytes | None] = []
+        self.region = region or Region(_size(dimension, capacity), shared)
+        take = self.region.take
+        self._words: NDArray[np.int64] = take(np.int64, 2)  # rows, dead rows
+        self.vectors: NDArray[np.float32] = take(np.float32, capacity, dimension)
+        self.firsts: NDArray[np.float32] = take(np.float32, capacity)
+        self.offsets: NDArray[np.int64] = take(np.int64, capacity)
+        self.timestamps: NDArray[np.int64] = take(np.int64, capacity)
+        self.digests: NDArray[np.uint64] = take(np.uint64, capacity)
+        self.hashes: NDArray[np.uint64] = take(np.uint64, capacity)
+        self.dead: NDArray[np.bool_] = take(np.bool_, capacity)
+        self._ids = _Texts(self.region, capacity)
+        self._metadata = _Texts(self.region, capacity)
+
+    @classmethod
+    def open(cls, place: TailPlace, dimension: int) -> "Tail":
+        """Another process's tail; raises FileNotFoundError when it is gone."""
+        return cls(dimension, place.capacity, place.base, region=Region.open(place.region))
 
     @property
-    def room(self) -> int:
-        return self.capacity - self.rows
+    def place(self) -> TailPlace:
+        assert self.region.name is not None
+        return TailPlace(self.region.name, self.capacity, self.base)
+
+    @property
+    def rows(self) -> int:
+        return int(self._words[0])
+
+    @property
+    def dead_rows(self) -> int:
+        return int(self._words[1])
 
     def dead_mask(self) -> NDArray[np.bool_]:
         """Which of the rows so far are dead, bool (rows,)."""
@@ -43,23 +115,43 @@ class Tail:
     def live_rows(self) -> NDArray[np.int64]:
         return np.flatnonzero(~self.dead[: self.rows])
 
-    def append(self, batch: Batch, start: int, stop: int) -> None:
-        """Append rows [start, stop) of the batch; they become visible by the last assignment."""
-        first, last = self.rows, self.rows + stop - start
+    def append(self, batch: Batch, start: int) -> int:
+        """Append the batch's rows from `start` on, as many as there is room for; returns the first one left over.
+
+        They become visible by the last assignment.
+        """
+        first = self.rows
+        stop = min(len(batch.ids), start + self.capacity - first)
+        metadata = [text or b"" for text in batch.metadata[start:stop]]
+        id_lengths, metadata_lengths = _lengths(batch.ids[start:stop]), _lengths(metadata)
+        count = min(self._ids.fitting(first, id_lengths), self._metadata.fitting(first, metadata_lengths))
+        last, stop = first + count, start + count
+        self._ids.append(first, batch.ids[start:stop], id_lengths[:count])
+        self._metadata.append(first, metadata[:count], metadata_lengths[:count])
         self.vectors[first:last] = batch.vectors[start:stop]
         self.firsts[first:last] = batch.vectors[start:stop, 0]
         self.offsets[first:last] = batch.offsets[start:stop]
         self.timestamps[first:last] = batch.timestamps[start:stop]
         self.digests[first:last] = batch.digests[start:stop]
         self.hashes[first:last] = batch.hashes[start:stop]
-        self.ids += batch.ids[start:stop]
-        self.metadata += batch.metadata[start:stop]
-        self.rows = last
+        fence()
+        self._words[0] = last
+        return stop
+
+    def copy_from(self, other: "Tail", first: int) -> None:
+        """Become the rows of another tail from `first` on; nobody reads us yet."""
+        stop, rows = other.rows, other.rows - first
+        for name in ("vectors", "firsts", "offsets", "timestamps", "digests", "hashes", "dead"):
+            getattr(self, name)[:rows] = getattr(other, name)[first:stop]
+        self._ids.copy_from(other._ids, first, stop)
+        self._metadata.copy_from(other._metadata, first, stop)
+        self._words[:] = rows, np.count_nonzero(self.dead[:rows])
 
     def kill(self, rows: NDArray[np.int64]) -> int:
-        """Mark rows dead; returns the sum of their digests modulo 2**64."""
+        """Mark live rows dead; returns the sum of their digests modulo 2**64."""
         self.dead[rows] = True
         self.vectors[rows, 0] = np.nan
+        self._words[1] += len(rows)
         return int(self.digests[rows].sum())
 
     def search(
@@ -71,8 +163,20 @@ class Tail:
             labels[labels >= 0] += start
         return distances, labels
 
+    def find(self, hash_: np.uint64, id_: bytes) -> int | None:
+        """The live row that holds an id, whose hash is given; None when there is none."""
+        for row in np.flatnonzero(self.hashes[: self.rows] == hash_).tolist():
+            if not self.dead[row] and self.id_of(row) == id_:
+                return int(row)
+        return None
+
     def id_of(self, row: int) -> bytes:
-        return self.ids[row]
+        return self._ids.of(row)
+
+    def ids_from(self, first: int, stop: int) -> list[bytes]:
+        """The ids of rows [first, stop)."""
+        ids: list[bytes] = self._ids.column(stop)[first:].to_pylist()
+        return ids
 
     def offset_of(self, row: int) -> int:
         return int(self.offsets[row])
@@ -81,7 +185,7 @@ class Tail:
         return int(self.timestamps[row])
 
     def metadata_of(self, row: int) -> bytes | None:
-        return self.metadata[row]
+        return self._metadata.of(row) or None
 
     def vector_of(self, row: int) -> NDArray[np.float32]:
         vector: NDArray[np.float32] = self.vectors[row].copy()
@@ -90,3 +194,27 @@ class Tail:
 
     def is_live(self, row: int) -> bool:
         return not self.dead[row]
+
+    def live_part(self) -> Rows:
+        """The rows alive now, copied."""
+        rows = self.live_rows
+        taken = pa.array(rows)
+        metadata = self._metadata.column(self.rows).take(taken)
+        return Rows(
+            vectors=self.vectors[rows],
+            ids=self._ids.column(self.rows).take(taken),
+            offsets=self.offsets[rows],
+            timestamps=self.timestamps[rows],
+            metadata=pc.if_else(pc.equal(pc.binary_length(metadata), 0), None, metadata),
+            digests=self.digests[rows],
+        )
+
+
+def _size(dimension: int, capacity: int) -> int:
+    columns = [np.float32, np.int64, np.int64, np.uint64, np.uint64, np.bool_]
+    size = room(np.int64, 2) + room(np.float32, capacity, dimension) + 2 * _Texts.size(capacity)
+    return size + sum(room(kind, capacity) for kind in columns)
+
+
+def _lengths(strings: Sequence[bytes]) -> NDArray[np.int64]:
+    return np.fromiter(map(len, strings), np.int64, len(strings))

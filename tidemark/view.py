@@ -13,15 +13,29 @@ Knows nothing of Kafka, manifests or HTTP. Reading is in `searcher.py`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any
 
+import msgspec
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from tidemark.collection import Collection
 from tidemark.record import Batch, hash_ids
-from tidemark.segment import Rows, Segment
+from tidemark.rows import Rows, concatenate
+from tidemark.segment import Segment
+from tidemark.shared_memory import Document, Region, fence, room
+from tidemark.snapshot import (
+    KILLS,
+    NEWEST_TIMESTAMP,
+    POSITION,
+    WORDS,
+    PartitionSearcher,
+    SearchedView,
+    SegmentPlace,
+    Structure,
+    ViewPlace,
+)
 from tidemark.tail import Tail
 
 # Memory of a tail, taken as it fills: 65,536 rows up to 128-d. Each tail is one FAISS call per search, and each call
@@ -31,58 +45,53 @@ TAIL_ROWS_MIN, TAIL_ROWS_MAX = 1_024, 65_536
 DIGEST_MODULUS = 2**64
 
 
-@dataclass(frozen=True, slots=True)
-class PartitionSearcher:
-    """An immutable snapshot: everything below `position` is in it, and nothing of it is ever half there."""
+class View(SearchedView):
+    """One partition of a collection; see the module's docstring for its verbs. `shared`: see `snapshot.py`."""
 
-    segments: tuple[Segment, ...]
-    tails: tuple[Tail, ...]
-    position: int
-    newest_timestamp: int
-
-
-class View:
-    """One partition of a collection; see the module's docstring for its verbs."""
-
-    def __init__(self, collection: Collection, partition: int, tail_rows: int | None = None) -> None:
-        self.collection = collection
-        self.partition = partition
-        self.kills = 0
+    def __init__(
+        self, collection: Collection, partition: int, tail_rows: int | None = None, shared: bool = False
+    ) -> None:
+        self._region = Region(room(np.int64, WORDS), shared)
+        super().__init__(collection, partition, self._region)
+        self._structure = Document() if shared else None
         self.digest = 0
         self.leader_epoch = -1
         self._tail_rows = tail_rows or min(TAIL_ROWS_MAX, max(TAIL_ROWS_MIN, TAIL_BYTES // collection.row_bytes))
         self._recent: dict[bytes, int] = {}
         self._deletes: list[tuple[int, bytes]] = []
         self._checkpoint = 0  # the tails and `_deletes` hold all that was applied from this position on
-        self.searcher = PartitionSearcher((), (self._new_tail(0),), 0, 0)
+        self._show(PartitionSearcher((), (self._new_tail(0),), 0, 0))
 
     @property
-    def position(self) -> int:
-        return self.searcher.position
+    def place(self) -> ViewPlace:
+        """Where another process finds this view."""
+        assert self._region.name is not None and self._structure is not None
+        return ViewPlace(self.partition, self._region.name, self._structure.name)
 
-    @property
-    def live_rows(self) -> int:
-        return len(self._recent) + sum(segment.live_count for segment in self.searcher.segments)
+    def _show(self, searcher: PartitionSearcher) -> None:
+        """Make a snapshot what searches see, here and in other processes: first what is in it, then its position."""
+        before = getattr(self, "searcher", None)
+        self.searcher = searcher
+        if before is None or searcher.segments is not before.segments or searcher.tails is not before.tails:
+            self.announce(())
+        fence()
+        self._words[POSITION], self._words[NEWEST_TIMESTAMP] = searcher.position, searcher.newest_timestamp
 
-    @property
-    def dead_rows(self) -> int:
-        searcher = self.searcher
-        in_tails = sum(tail.rows for tail in searcher.tails) - len(self._recent)
-        return in_tails + sum(segment.dead_rows for segment in searcher.segments)
+    def _change(self, **changes: Any) -> None:
+        self._show(replace(self.searcher, **changes))
 
-    @property
-    def tail_rows(self) -> int:
-        """Rows in memory, not yet in any checkpoint."""
-        return sum(tail.rows for tail in self.searcher.tails)
-
-    @property
-    def unbuilt_rows(self) -> int:
-        """Rows that every search scans exactly: tails and flat segments."""
-        flat = sum(segment.rows for segment in self.searcher.segments if not segment.is_built)
-        return self.tail_rows + flat
+    def announce(self, coming: Sequence[Segment]) -> None:
+        """Tell other processes the structure, and segments that they may open already."""
+        if self._structure is not None:
+            structure = Structure(
+                [_place(segment) for segment in self.searcher.segments],
+                [tail.place for tail in self.searcher.tails],
+                [_place(segment) for segment in coming],
+            )
+            self._structure.write(msgspec.json.encode(structure))
 
     def _new_tail(self, base: int) -> Tail:
-        return Tail(self.collection.dimension, self._tail_rows, base)
+        return Tail(self.collection.dimension, self._tail_rows, base, self._region.name is not None)
 
     # -- apply ---------------------------------------------------------------------------------------------
 
@@ -98,35 +107,29 @@ class View:
         for id_ in batch.deleted_ids:
             self._recent.pop(id_, None)
         self._deletes += [(batch.position, id_) for id_ in batch.deleted_ids]
-        self.kills += 1  # after the rows are visible, before the first kill: see searcher.py
+        fence()
+        self._words[KILLS] += 1  # after the rows are visible, before the first kill: see searcher.py
+        fence()
         self._kill(old_recent, old_in_segments)
         if len(batch.digests):
             self.digest = (self.digest + int(batch.digests.sum())) % DIGEST_MODULUS
         self.leader_epoch = batch.leader_epoch
-        self.searcher = replace(self.searcher, position=batch.position, newest_timestamp=batch.newest_timestamp)
+        self._change(position=batch.position, newest_timestamp=batch.newest_timestamp)
 
     def advance(self, position: int) -> None:
         """Move over offsets that hold no records: transaction markers, compacted ends, bad records."""
         if position > self.position:
-            self.searcher = replace(self.searcher, position=position)
+            self._change(position=position)
 
     def _append(self, batch: Batch) -> None:
-        done, count = 0, len(batch.ids)
         tail = self.searcher.tails[-1]
-        first = tail.base + tail.rows
+        first, count = tail.base + tail.rows, len(batch.ids)
+        done = tail.append(batch, 0)
         while done < count:
-            if not tail.room:
-                tail = self._seal()
-            stop = min(count, done + tail.room)
-            tail.append(batch, done, stop)
-            done = stop
+            tail = self._new_tail(first + done)
+            self._change(tails=(*self.searcher.tails, tail))
+            done = tail.append(batch, done)
         self._recent.update(zip(batch.ids, range(first, first + count), strict=True))
-
-    def _seal(self) -> Tail:
-        full = self.searcher.tails[-1]
-        tail = self._new_tail(full.base + full.rows)
-        self.searcher = replace(self.searcher, tails=(*self.searcher.tails, tail))
-        return tail
 
     def _kill(self, recent: list[int], in_segments: Sequence[tuple[Segment, NDArray[np.int64]]]) -> None:
         killed = 0
@@ -140,39 +143,20 @@ class View:
             killed += segment.kill(rows)
         self.digest = (self.digest - killed) % DIGEST_MODULUS
 
-    def recent_row(self, id_: bytes) -> tuple[Tail, int] | None:
-        """The tail and row that hold an id's newest version, None when no tail does."""
-        number = self._recent.get(id_)
-        if number is None:
-            return None
-        for tail in reversed(self.searcher.tails):
-            if tail.base <= number < tail.base + tail.rows:
-                return tail, number - tail.base
-        return None
-
     # -- save and install (the consumer) -------------------------------------------------------------------
 
     def unsaved_rows(self) -> Rows | None:
         """The live rows of all tails, None when there are none."""
-        parts = [(tail, tail.live_rows) for tail in self.searcher.tails]
-        parts = [(tail, rows) for tail, rows in parts if len(rows)]
-        if not parts:
+        if not self._recent:
             return None
-        return Rows(
-            vectors=np.concatenate([tail.vectors[rows] for tail, rows in parts]),
-            ids=pa.array([tail.ids[row] for tail, rows in parts for row in rows], pa.large_binary()),
-            offsets=np.concatenate([tail.offsets[rows] for tail, rows in parts]),
-            timestamps=np.concatenate([tail.timestamps[rows] for tail, rows in parts]),
-            metadata=pa.array([tail.metadata[row] for tail, rows in parts for row in rows], pa.large_binary()),
-            digests=np.concatenate([tail.digests[rows] for tail, rows in parts]),
-        )
+        return concatenate([tail.live_part() for tail in self.searcher.tails])
 
     def saved(self, segment: Segment | None) -> None:
         """The rows of `unsaved_rows` are on disk as this segment; an empty tail takes over."""
         end = self.searcher.tails[-1].base + self.searcher.tails[-1].rows
         segments = self.searcher.segments if segment is None else (*self.searcher.segments, segment)
-        self.searcher = replace(self.searcher, segments=segments, tails=(self._new_tail(end),))
-        self._recent = {}  # after the searcher: a reader that finds nothing here looks at the searcher again
+        self._change(segments=segments, tails=(self._new_tail(end),))
+        self._recent = {}
         self._deletes = []
         self._checkpoint = self.position
 
@@ -197,7 +181,7 @@ class View:
                 segments.append(segment)
             elif built is not None and built not in segments:
                 segments.append(built)
-        self.searcher = replace(self.searcher, segments=tuple(segments))
+        self._change(segments=tuple(segments))
 
     # -- open and follow -----------------------------------------------------------------------------------
 
@@ -206,9 +190,7 @@ class View:
         end = self.searcher.tails[-1].base + self.searcher.tails[-1].rows
         self.digest = digest
         self.leader_epoch = leader_epoch
-        self.searcher = PartitionSearcher(
-            tuple(segments), (self._new_tail(end),), position, self.searcher.newest_timestamp
-        )
+        self._change(segments=tuple(segments), tails=(self._new_tail(end),), position=position)
         self._recent = {}
         self._deletes = []
         self._checkpoint = position
@@ -228,17 +210,20 @@ class View:
         tails = self._tails_from(position)
         self._deletes = [(at, id_) for at, id_ in self._deletes if at > position]
         self._kill_in_new([segment for segment in segments if segment not in held], tails)
-        dropped = [id_ for tail in self.searcher.tails for id_ in tail.ids[: max(0, tails[0].base - tail.base)]]
+        first = tails[0].base
+        dropped = [
+            id_ for tail in self.searcher.tails for id_ in tail.ids_from(0, max(0, min(tail.rows, first - tail.base)))
+        ]
         self._checkpoint = position
-        self.searcher = replace(self.searcher, segments=tuple(segments), tails=tails)
+        self._change(segments=tuple(segments), tails=tails)
         for id_ in dropped:
-            if self._recent.get(id_, tails[0].base) < tails[0].base:
+            if self._recent.get(id_, first) < first:
                 del self._recent[id_]
 
     def _kill_in_new(self, segments: Sequence[Segment], tails: Sequence[Tail]) -> None:
         """Kill in segments as of a manifest what was replaced or deleted since, by the rows of our tails."""
         deleted = [id_ for _, id_ in self._deletes]
-        ids = [id_ for tail in tails for id_ in tail.ids] + deleted
+        ids = [id_ for tail in tails for id_ in tail.ids_from(0, tail.rows)] + deleted
         hashes = np.concatenate([*(tail.hashes[: tail.rows] for tail in tails), hash_ids(deleted)])
         for segment in segments:
             if ids and len(rows := segment.find(hashes, ids)):
@@ -257,10 +242,10 @@ class View:
 
     def _copy_from(self, tail: Tail, first: int) -> Tail:
         copy = self._new_tail(tail.base + first)
-        rows = tail.rows - first
-        for name in ("vectors", "firsts", "offsets", "timestamps", "digests", "hashes", "dead"):
-            getattr(copy, name)[:rows] = getattr(tail, name)[first : tail.rows]
-        copy.ids = tail.ids[first : tail.rows]
-        copy.metadata = tail.metadata[first : tail.rows]
-        copy.rows = rows
+        copy.copy_from(tail, first)
         return copy
+
+
+def _place(segment: Segment) -> SegmentPlace:
+    assert segment.region.name is not None
+    return SegmentPlace(str(segment.directory), segment.entry, segment.region.name)

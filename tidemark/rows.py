@@ -1,0 +1,47 @@
+"""Rows as the parts of a view hand them to each other: as columns to be written, or one by one to be read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows to be written as a segment: float32 vectors (n, dimension) and their Arrow columns."""
+
+    vectors: NDArray[np.float32]
+    ids: Any
+    offsets: NDArray[np.int64]
+    timestamps: NDArray[np.int64]
+    metadata: Any
+    digests: NDArray[np.uint64]
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+
+class ReadableRows(Protocol):
+    """What a search needs of a hit's source: a tail in memory or a segment on disk."""
+
+    def id_of(self, row: int) -> bytes: ...
+    def offset_of(self, row: int) -> int: ...
+    def timestamp_of(self, row: int) -> int: ...
+    def metadata_of(self, row: int) -> bytes | None: ...
+    def vector_of(self, row: int) -> NDArray[np.float32]: ...
+    def is_live(self, row: int) -> bool: ...
+
+
+def concatenate(parts: Sequence[Rows]) -> Rows:
+    """The rows of all parts, in the parts' order."""
+    return Rows(
+        vectors=np.concatenate([part.vectors for part in parts]),
+        ids=pa.concat_arrays([part.ids for part in parts]),
+        offsets=np.concatenate([part.offsets for part in parts]),
+        timestamps=np.concatenate([part.timestamps for part in parts]),
+        metadata=pa.concat_arrays([part.metadata for part in parts]),
+        digests=np.concatenate([part.digests for part in parts]),
+    )

@@ -1,0 +1,109 @@
+"""What a search sees of one partition: an immutable snapshot, and the words that change between snapshots.
+
+`View` (view.py) is the writer's side; `ViewMirror` (mirror.py) is the same view in another process. Between them
+lie two regions of shared memory: words (kills, position, newest timestamp) and a document, the structure, which
+names segments and tails. Whoever reads the position before the structure finds everything before it.
+"""
+
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from tidemark.collection import Collection
+from tidemark.manifest import SegmentEntry
+from tidemark.record import hash_ids
+from tidemark.segment import Segment
+from tidemark.shared_memory import Region
+from tidemark.tail import Tail, TailPlace
+
+WORDS = 3
+KILLS, POSITION, NEWEST_TIMESTAMP = range(WORDS)
+
+
+class SegmentPlace(msgspec.Struct, frozen=True):
+    """Where another process finds a segment: its files, and the memory that says which rows live."""
+
+    directory: str
+    entry: SegmentEntry
+    live: str
+
+
+class Structure(msgspec.Struct, frozen=True):
+    """The segments and tails of a snapshot; `coming` may soon be among the segments and can be opened already."""
+
+    segments: list[SegmentPlace]
+    tails: list[TailPlace]
+    coming: list[SegmentPlace]
+
+
+class ViewPlace(msgspec.Struct, frozen=True):
+    """Where another process finds a view: its words and its structure."""
+
+    partition: int
+    words: str
+    structure: str
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionSearcher:
+    """An immutable snapshot: everything below `position` is in it, and nothing of it is ever half there."""
+
+    segments: tuple[Segment, ...]
+    tails: tuple[Tail, ...]
+    position: int
+    newest_timestamp: int
+
+
+class SearchedView:
+    """What is read of a view, whichever process writes it."""
+
+    searcher: PartitionSearcher
+
+    def __init__(self, collection: Collection, partition: int, words: Region) -> None:
+        self.collection = collection
+        self.partition = partition
+        self._words: NDArray[np.int64] = words.take(np.int64, WORDS)
+
+    @property
+    def kills(self) -> int:
+        """How often rows were killed; as long as it stays the same, none was."""
+        return int(self._words[KILLS])
+
+    @property
+    def position(self) -> int:
+        return int(self._words[POSITION])
+
+    @property
+    def live_rows(self) -> int:
+        searcher = self.searcher
+        in_tails = sum(tail.rows - tail.dead_rows for tail in searcher.tails)
+        return in_tails + sum(segment.live_count for segment in searcher.segments)
+
+    @property
+    def dead_rows(self) -> int:
+        searcher = self.searcher
+        in_tails = sum(tail.dead_rows for tail in searcher.tails)
+        return in_tails + sum(segment.dead_rows for segment in searcher.segments)
+
+    @property
+    def tail_rows(self) -> int:
+        """Rows in memory, not yet in any checkpoint."""
+        return sum(tail.rows for tail in self.searcher.tails)
+
+    @property
+    def unbuilt_rows(self) -> int:
+        """Rows that every search scans exactly: tails and flat segments."""
+        searcher = self.searcher
+        flat = sum(segment.rows for segment in searcher.segments if not segment.is_built)
+        return flat + sum(tail.rows for tail in searcher.tails)
+
+    def recent_row(self, id_: bytes) -> tuple[Tail, int] | None:
+        """The tail and row that hold an id's newest version, None when no tail does."""
+        hash_ = hash_ids([id_])[0]
+        for tail in reversed(self.searcher.tails):
+            row = tail.find(hash_, id_)
+            if row is not None:
+                return tail, row
+        return None
