@@ -1,25 +1,20 @@
-"""`python -m api` serves the configured collections over HTTP.
+"""`python -m api` serves the configured collections over HTTP: a replica.
 
-FAISS is given one OpenMP thread per search before it is imported: with more, one query costs several times the
-CPU. The socket is bound here, so a port in use is a clear error and port 0 tells which one it got.
+This process follows the log and writes the views, in memory that its HTTP workers (`worker.py`) share: a search
+never waits for the interpreter lock of who applies records. The socket is bound here, so a port in use is a clear
+error and port 0 tells which one it got.
 """
-
-import os
-
-os.environ["OMP_NUM_THREADS"] = "1"
 
 import argparse
 import logging
-import signal
+import os
+import resource
 import socket
-import sys
+import tempfile
 from pathlib import Path
 
-import httptools  # noqa: F401  # uvicorn falls back to h11, 3.5 times slower, when one is missing
-import uvicorn
-import uvloop  # noqa: F401
-
-from api.app import create_app
+from api.serving import Serving
+from api.workers import Workers
 from tidemark import service
 from tidemark.errors import BadConfiguration
 from tidemark.exact import simd_level
@@ -27,9 +22,7 @@ from tidemark.settings import load
 
 logger = logging.getLogger("api")
 
-
-# How long the followers' threads keep the interpreter lock while a search waits for it (Python's default: 5 ms).
-SWITCH_S = 0.0005
+TURN_S = 0.1
 
 
 def main() -> None:
@@ -39,39 +32,40 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.dies_with_parent:
         service.die_with_parent()
-    sys.setswitchinterval(SWITCH_S)
+    stopping = service.stop_on_signals()
     settings = load(arguments.config)
     service.log_to_stderr(settings.log_format)
+    _allow_many_files()
     listener = _listen(settings.api.host, settings.api.port)
     host, port = listener.getsockname()[:2]
-    logger.info("listening on http://%s:%d; uvloop, httptools; %s", host, port, simd_level())
-    config = uvicorn.Config(
-        create_app(settings),
-        loop="uvloop",
-        http="httptools",
-        ws="none",
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        limit_concurrency=2 * settings.api.search_queue_max,
-        timeout_keep_alive=75,  # longer than clients and proxies keep a connection: they close it, not we
-        timeout_graceful_shutdown=3,
-    )
-    # uvicorn stops on SIGTERM and SIGINT, then raises the signal again for who was there before it: exit 0.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-    uvicorn.Server(config).run(sockets=[listener])
+    serving = Serving(settings)
+    told = ["--listener", str(listener.fileno()), "--replica", serving.document.name]
+    told += ["--config", str(arguments.config)] if arguments.config else []
+    count = settings.api.workers or os.cpu_count() or 1
+    with tempfile.TemporaryDirectory(prefix="tidemark-metrics-") as metrics:
+        workers = Workers(count, told, listener.fileno(), {"PROMETHEUS_MULTIPROC_DIR": metrics})
+        workers.turn()
+        logger.info("listening on http://%s:%d with %d workers; uvloop, httptools; %s", host, port, count, simd_level())
+        serving.start()
+        while not stopping.wait(TURN_S):
+            workers.turn()
+        workers.stop()
+    serving.close()
+
+
+def _allow_many_files() -> None:
+    """Tails, segments and partitions hold a descriptor each, and connections more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 65_536)), hard))
 
 
 def _listen(host: str, port: int) -> socket.socket:
     try:
-        listener = socket.create_server((host, port), backlog=1024)
+        return socket.create_server((host, port), backlog=1024)
     except OSError as error:
         raise BadConfiguration(
             f"api.port: cannot listen on {host}:{port} ({error.strerror}): stop what uses it, or set another port"
         ) from error
-    listener.set_inheritable(True)
-    return listener
 
 
 if __name__ == "__main__":

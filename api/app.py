@@ -20,12 +20,11 @@ from starlette.exceptions import HTTPException
 from api import lag, schemas
 from api.edge import Edge, error
 from api.metrics import Metrics
+from api.mirror import Replica, Served
 from api.pages import page, record
 from api.search import NotFound, NotReady, Searches
-from api.serving import Served, Serving
 from api.writes import Writes
 from tidemark import __version__, errors
-from tidemark.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -37,33 +36,34 @@ _STATUS: list[tuple[type[Exception], int, str]] = [
     (errors.Overloaded, 429, "overloaded"),
     (NotReady, 503, "not_ready"),
     (errors.BrokerUnreachable, 503, "broker_unreachable"),
+    (errors.StoreUnavailable, 503, "not_ready"),
 ]
 _BYTES = "application/octet-stream"
 ALIVE_S = 60.0
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media_type"}
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The application over the configured collections; it starts and stops its followers itself."""
-    serving = Serving(settings)
+def create_app(replica: Replica) -> FastAPI:
+    """The application over a replica's collections."""
+    settings = replica.settings
     searches = Searches(settings)
     writes = Writes(settings.kafka, settings.api.write_timeout_s)
-    metrics = Metrics(serving)
+    metrics = Metrics(replica)
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
-        serving.start()
+        replica.start()
         yield
         searches.close()
-        serving.close()
+        replica.close()
         writes.close()
 
     app = FastAPI(title="Tidemark", version=__version__, lifespan=life, description=_DESCRIPTION)
     _add_errors(app)
     app.state.body_bytes_max = settings.api.body_bytes_max
     app.add_middleware(Edge, body_bytes_max=settings.api.body_bytes_max, metrics=metrics)
-    _add_collections(app, serving, searches, writes, metrics)
-    _add_operations(app, serving, metrics)
+    _add_collections(app, replica, searches, writes, metrics)
+    _add_operations(app, replica, metrics)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
@@ -115,11 +115,11 @@ async def body_of(request: Request) -> bytes:
 # -- collections -------------------------------------------------------------------------------------------
 
 
-def _add_collections(app: FastAPI, serving: Serving, searches: Searches, writes: Writes, metrics: Metrics) -> None:
+def _add_collections(app: FastAPI, replica: Replica, searches: Searches, writes: Writes, metrics: Metrics) -> None:
     def served(name: str) -> Served:
-        found = serving.collections.get(name)
+        found = replica.collections.get(name)
         if found is None:
-            known = ", ".join(sorted(serving.collections))
+            known = ", ".join(sorted(replica.collections))
             raise NotFound(f"there is no collection {name[:80]!r}; there are: {known}")
         return found
 
@@ -183,7 +183,7 @@ def _add_collections(app: FastAPI, serving: Serving, searches: Searches, writes:
     @app.get("/collections")
     async def collections() -> Response:
         """The collections' names."""
-        return _json({"collections": sorted(serving.collections)})
+        return _json({"collections": sorted(replica.collections)})
 
     app.state.served = served
 
@@ -216,7 +216,7 @@ def _description(served: Served) -> dict[str, Any]:
         "metric": collection.metric,
         "format": collection.format,
         "id_format": collection.id_format,
-        "generation": served.generation,
+        "generation": follower.generation,
         "live_rows": sum(view.live_rows for view in follower.views),
         "dead_rows": sum(view.dead_rows for view in follower.views),
         "unbuilt_rows": sum(view.unbuilt_rows for view in follower.views),
@@ -227,7 +227,7 @@ def _description(served: Served) -> dict[str, Any]:
 # -- operations --------------------------------------------------------------------------------------------
 
 
-def _add_operations(app: FastAPI, serving: Serving, metrics: Metrics) -> None:
+def _add_operations(app: FastAPI, replica: Replica, metrics: Metrics) -> None:
     @app.get("/collections/{c}/lag")
     async def collection_lag(c: str) -> Response:
         """Lag of one collection, per partition and in total."""
@@ -236,14 +236,15 @@ def _add_operations(app: FastAPI, serving: Serving, metrics: Metrics) -> None:
     @app.get("/lag")
     async def all_lag() -> Response:
         """Lag of every collection."""
-        found = [lag.of_collection(served) for served in serving.collections.values()]
+        found = [lag.of_collection(served) for served in replica.collections.values()]
         return _json({"collections": found})
 
     @app.get("/healthz")
     async def healthz() -> Response:
         """Alive: the followers' loops turn."""
-        turned = {name: served.follower.turned_at for name, served in serving.collections.items()}
-        turned["CURRENT"] = serving.turned_at
+        started = replica.status.turned_at > 0
+        turned = {n: served.follower.status.turned_at for n, served in replica.collections.items()} if started else {}
+        turned["CURRENT"] = replica.status.turned_at if started else time.monotonic()
         now = time.monotonic()
         silent = {name: round(now - at, 1) for name, at in turned.items() if now - at > ALIVE_S}
         return _json({"alive": not silent, "silent_seconds": silent}, 503 if silent else 200)
@@ -251,7 +252,7 @@ def _add_operations(app: FastAPI, serving: Serving, metrics: Metrics) -> None:
     @app.get("/readyz")
     async def readyz() -> Response:
         """Ready: every collection has caught up with its log once."""
-        reasons = {name: why for name, served in serving.collections.items() if (why := served.not_ready())}
+        reasons = {name: why for name, served in replica.collections.items() if (why := served.not_ready())}
         return _json({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
 
     @app.get("/metrics")

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from api.freshness import Freshness
+from api.status import PartitionStatus
 from api.topic_watch import TopicFacts, TopicWatch
 from tidemark.checkpoint import Checkpoints, Loaded
 from tidemark.collection import Collection
@@ -21,6 +22,8 @@ from tidemark.view import View
 
 logger = logging.getLogger(__name__)
 
+# HTTP workers look for new segments every 10 ms, and open one in a few.
+ANNOUNCED_S = 0.1
 RETRY_S, RETRY_S_MAX = 0.5, 10.0
 # A held partition reads on when a checkpoint has taken this share of the cap's rows over.
 RESUME_SHARE = 0.8
@@ -31,13 +34,14 @@ class Followed:
 
     def __init__(self, collection: Collection, root: Path, generation: str, number: int, watch: TopicWatch) -> None:
         self.partition = (collection.topic, number)
-        self.view = View(collection, number)
-        self.checkpoints = Checkpoints(root, collection, generation, number)
+        self.view = View(collection, number, shared=True)
+        self.checkpoints = Checkpoints(root, collection, generation, number, shared=True)
         self.manifest: Manifest | None = None
         self.version = 0
         self.topic: TopicIdentity | None = None
         self.opened = self.reading = self.held = self.at_end = False
         self.opening: Future[Loaded | None] | None = None
+        self.announced: tuple[float, Loaded] | None = None
         self.problem: str | None = None
         self.end: int | None = None
         self.state = (0, 0)
@@ -66,14 +70,48 @@ class Followed:
         return max(0, self.end - self.view.position)
 
     @property
-    def time_lag_ms(self) -> int | None:
-        """Age of the oldest unapplied record, at most: what we applied last, or being caught up, is older. 0: none."""
-        if self.offset_lag == 0:
-            return 0
-        since = max(self.freshness.newest_timestamp_ms, self.caught_up_ms)
-        return max(1, time.time_ns() // 1_000_000 - since) if since else None
+    def status(self) -> PartitionStatus:
+        """What is told of it, as of now."""
+        position, digest = self.state
+        return PartitionStatus(
+            view=self.view.place,
+            opened=self.opened,
+            state=self._state(),
+            problem=self.problem or self.waiting,
+            end=self.end,
+            position=position,
+            digest=digest,
+            lag_known=self.offset_lag is not None,
+            caught_up_ms=self.caught_up_ms,
+            newest_timestamp_ms=self.freshness.newest_timestamp_ms,
+            checkpointed=self.checkpointed,
+            manifest=self.version or None,
+            bad_records=self.bad_records,
+            visible=self.freshness.visible,
+            fetched=self.freshness.fetched,
+        )
+
+    def _state(self) -> str:
+        if not self.opened:
+            return "opening"
+        if self.problem:
+            return "stopped"
+        if self.held:
+            return "waiting"
+        return "following" if self.reading else "starting"
 
     # -- checkpoints ---------------------------------------------------------------------------------------
+
+    def announce(self, loaded: Loaded) -> bool:
+        """Give the HTTP workers time to open a checkpoint's segments before they are searched.
+
+        False when there is nothing to wait for: nothing is searched yet, or the segments are opened again anyway.
+        """
+        if not self.opened or self.view.position < loaded.manifest.position:
+            return False
+        self.view.announce(loaded.segments)
+        self.announced = (time.monotonic() + ANNOUNCED_S, loaded)
+        return True
 
     def take(self, loaded: Loaded) -> bool:
         """Take over a checkpoint, keeping what we applied beyond it; True when that moved us forward."""

@@ -16,15 +16,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from api.followed import Followed
+from api.status import FollowerStatus
 from api.topic_watch import TopicWatch
+from tidemark import service
+from tidemark.checkpoint import Loaded
 from tidemark.collection import Collection
 from tidemark.errors import TidemarkError
 from tidemark.log import Fetched, Log, Partition
 from tidemark.log_check import check_identity, remedy
 from tidemark.record import decode
 from tidemark.settings import Settings
-from tidemark.view import View
+from tidemark.shared_memory import Document
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +40,7 @@ GATHER_S = 0.005
 # Until it has caught up once nobody is sent here: larger batches are cheaper per record.
 BACKLOG_BATCHES = 8
 ENDS_EVERY_S = 0.05
+PUBLISH_EVERY_S = 0.05
 MANIFESTS_EVERY_S = 0.25
 STALL_S = 60.0
 
@@ -46,25 +52,22 @@ class Follower:
         self.collection = collection
         self.generation = generation
         self.partitions: tuple[Followed, ...] = ()
-        self.views: tuple[View, ...] = ()
         self.failed = False
         self.frozen = False
         self.caught_up_once = False
         self.turned_at = time.monotonic()
         self.watch = watch
+        self.document = Document()
         self._settings = settings
         self._root: Path = settings.checkpoint_root
-        self._all_opened = False
+        self.served = False
+        self._published: list[tuple[int, int]] = []
         self._by_name: dict[Partition, Followed] = {}
         self._closing = threading.Event()
         self._opener = ThreadPoolExecutor(1, thread_name_prefix="open-segments")
         self._due: dict[str, float] = {}
         self._warned: dict[str, float] = {}
         self._thread = threading.Thread(target=self._run, name=f"follow-{collection.name}-{generation}", daemon=True)
-
-    @property
-    def positions(self) -> dict[int, int]:
-        return {view.partition: view.position for view in self.views}
 
     @property
     def error(self) -> str | None:
@@ -77,7 +80,7 @@ class Follower:
     def problem(self) -> str | None:
         """Everything worth saying: an error, a wait, brokers that do not answer."""
         waiting = next((followed.waiting for followed in self.partitions if followed.waiting), None)
-        opening = None if self._all_opened else "opening the newest checkpoint"
+        opening = None if self.served else "opening the newest checkpoint"
         return self.error or self.watch.problem or opening or waiting
 
     def start(self) -> None:
@@ -92,6 +95,7 @@ class Follower:
     # -- the thread ----------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        service.give_way()
         log: Log | None = None
         try:
             log = Log(self._settings.kafka)
@@ -101,6 +105,7 @@ class Follower:
             self.failed = True
             logger.exception("follower of %s %s failed", self.collection.name, self.generation)
         finally:
+            self._publish()
             if log is not None:
                 log.close()
 
@@ -112,12 +117,33 @@ class Follower:
             most = self._settings.api.fetch_records * (1 if self.caught_up_once else BACKLOG_BATCHES)
             fetched = log.fetch(most, POLL_S)
             self._take(fetched, log)
+            self._publish_if_changed()
             if fetched.records < most // 2:
                 self._closing.wait(GATHER_S)
-        if any(followed.opening is not None and followed.opening.done() for followed in self.partitions):
-            self._take_opened(log)
+        self._take_opened(log)
         self._now_and_then("manifests", MANIFESTS_EVERY_S, self._look_for_manifests)
         self._now_and_then("ends", ENDS_EVERY_S, lambda: self._look_at_partitions(log))
+        self._publish_if_changed()
+
+    def _publish_if_changed(self) -> None:
+        """Tell the workers, at each new position and now and then."""
+        positions = [followed.state for followed in self.partitions]
+        if positions != self._published or time.monotonic() >= self._due.get("publish", 0.0):
+            self._due["publish"] = time.monotonic() + PUBLISH_EVERY_S
+            self._published = positions
+            self._publish()
+
+    def _publish(self) -> None:
+        status = FollowerStatus(
+            generation=self.generation,
+            served=self.served,
+            caught_up_once=self.caught_up_once,
+            error=self.error,
+            problem=self.problem,
+            turned_at=self.turned_at,
+            partitions=[followed.status for followed in sorted(self.partitions, key=lambda f: f.partition)],
+        )
+        self.document.write(msgspec.json.encode(status))
 
     def _now_and_then(self, what: str, interval_s: float, action: Callable[[], None]) -> None:
         now = time.monotonic()
@@ -175,7 +201,7 @@ class Follower:
             self._by_name[followed.partition] = followed
             self.partitions = (*self.partitions, followed)
         for followed in self.partitions:
-            if followed.opening is not None or (not followed.opened and time.monotonic() < followed.retry_at):
+            if followed.opening or followed.announced or (not followed.opened and time.monotonic() < followed.retry_at):
                 continue
             versions = followed.checkpoints.versions()
             if not followed.opened or (versions and versions[-1] > followed.version):
@@ -189,26 +215,39 @@ class Follower:
         return on_disk | set(facts.starts if facts else ())
 
     def _take_opened(self, log: Log) -> None:
-        """Take over what was opened. That costs by the rows we are ahead, so it is given a tenth of the time."""
+        """Take over what was opened and announced. It costs by the rows we are ahead: a tenth of the time, at most."""
         started = time.monotonic()
         for followed in self.partitions:
-            if followed.opening is None or not followed.opening.done():
-                continue
-            opening, followed.opening = followed.opening, None
-            try:
-                loaded = opening.result()
-                if loaded is not None and followed.take(loaded) and followed.reading:
-                    log.restart(followed.start)
-                    followed.at_end = False
-            except (TidemarkError, OSError) as error:
-                self._not_opened(followed, error)
-                continue
-            facts = self.watch.facts
-            if loaded is None and facts is not None and not followed.opened:
-                followed.open_empty(facts)
-            self._publish_views()
+            if followed.announced is not None and started >= followed.announced[0]:
+                loaded, followed.announced = followed.announced[1], None
+                self._take_over(followed, loaded, log)
+            elif followed.opening is not None and followed.opening.done():
+                opening, followed.opening = followed.opening, None
+                try:
+                    found = opening.result()
+                except (TidemarkError, OSError) as error:
+                    self._not_opened(followed, error)
+                    continue
+                if found is None:
+                    self._open_empty(followed)
+                elif not followed.announce(found):
+                    self._take_over(followed, found, log)
         ended = time.monotonic()
         self._due["manifests"] = max(self._due.get("manifests", 0.0), ended + 10 * (ended - started))
+
+    def _take_over(self, followed: Followed, loaded: Loaded, log: Log) -> None:
+        try:
+            if followed.take(loaded) and followed.reading:
+                log.restart(followed.start)
+                followed.at_end = False
+        except (TidemarkError, OSError) as error:
+            self._not_opened(followed, error)
+        self._note_opened()
+
+    def _open_empty(self, followed: Followed) -> None:
+        if self.watch.facts is not None and not followed.opened:
+            followed.open_empty(self.watch.facts)
+        self._note_opened()
 
     def _not_opened(self, followed: Followed, error: Exception) -> None:
         """What is served stays; a partition without any view is tried again."""
@@ -218,13 +257,11 @@ class Follower:
             logger.error("newer checkpoint not taken over: %s", error)
         else:
             followed.refuse(str(error))
-        self._publish_views()
+        self._note_opened()
 
-    def _publish_views(self) -> None:
+    def _note_opened(self) -> None:
         """Serve once every partition known is open or has said why not: never a part as if it were all."""
-        self._all_opened = self._all_opened or all(f.opened or f.problem for f in self.partitions)
-        if self._all_opened:
-            self.views = tuple(followed.view for followed in self.partitions if followed.opened)
+        self.served = self.served or all(f.opened or f.problem for f in self.partitions)
 
     # -- the log -------------------------------------------------------------------------------------------
 
@@ -255,7 +292,7 @@ class Follower:
             log.restart(followed.start)
 
     def _note_caught_up(self) -> None:
-        if not self.caught_up_once and self._all_opened and self.partitions:
+        if not self.caught_up_once and self.served and self.partitions:
             allowed = self._settings.api.ready_max_lag
             facts = self.watch.facts
             all_known = facts is not None and len(self.partitions) >= facts.identity.partitions

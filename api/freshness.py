@@ -8,15 +8,16 @@ costs no more. Records that are only caught up with are not counted: their age s
 import bisect
 import time
 
+import msgspec
+
 BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 60.0)
 
 
-class Waits:
+class Waits(msgspec.Struct):
     """A histogram with one writer; `counts` are per bucket, not cumulative, the last one is beyond all."""
 
-    def __init__(self) -> None:
-        self.counts = [0] * (len(BUCKETS_S) + 1)
-        self.sum_s = 0.0
+    counts: list[int] = msgspec.field(default_factory=lambda: [0] * (len(BUCKETS_S) + 1))
+    sum_s: float = 0.0
 
     def observe(self, waited_s: float) -> None:
         waited_s = max(0.0, waited_s)

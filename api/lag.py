@@ -7,77 +7,57 @@ at most; 0 when caught up, also when idle.
 
 from typing import Any
 
-from api.followed import Followed
-from api.follower import Follower
-from api.serving import Served
+from api.mirror import PartitionMirror, Served
 
 
-def staleness_ms(follower: Follower) -> int | None:
-    """The largest time lag of the partitions, null when one is not known."""
-    lags = [followed.time_lag_ms for followed in follower.partitions]
-    known = [lag for lag in lags if lag is not None]
-    return max(known) if known and len(known) == len(lags) else None
-
-
-def of_partition(followed: Followed, committed: int | None) -> dict[str, Any]:
-    view = followed.view
-    position, digest = followed.state
-    live, dead = view.live_rows, view.dead_rows
+def of_partition(partition: PartitionMirror, committed: int | None) -> dict[str, Any]:
+    status, view = partition.status, partition.view
+    live, dead = (view.live_rows, view.dead_rows) if view else (0, 0)
     return {
-        "partition": view.partition,
-        "log_end_offset": None if followed.end is None else max(followed.end, position),
-        "applied_position": position if followed.opened else None,
-        "checkpointed_position": followed.checkpointed,
-        "built_position": _built_position(followed),
+        "partition": status.view.partition,
+        "log_end_offset": None if status.end is None else max(status.end, partition.position),
+        "applied_position": status.position if status.opened else None,
+        "checkpointed_position": status.checkpointed,
+        "built_position": _built_position(partition),
         "committed_offset": committed,
-        "offset_lag": followed.offset_lag,
-        "time_lag_ms": followed.time_lag_ms,
-        "unbuilt_rows": view.unbuilt_rows,
+        "offset_lag": partition.offset_lag,
+        "time_lag_ms": partition.time_lag_ms,
+        "unbuilt_rows": view.unbuilt_rows if view else 0,
         "live_rows": live,
         "dead_share": round(dead / max(1, live + dead), 4),
-        "segments": len(view.searcher.segments),
-        "manifest": followed.version or None,
-        "bad_records": followed.bad_records,
-        "digest": f"{digest:016x}",
-        "state": _state(followed),
-        "problem": followed.problem or followed.waiting,
+        "segments": len(view.searcher.segments) if view else 0,
+        "manifest": status.manifest,
+        "bad_records": status.bad_records,
+        "digest": f"{status.digest:016x}",
+        "state": status.state,
+        "problem": status.problem,
     }
 
 
-def _state(followed: Followed) -> str:
-    if not followed.opened:
-        return "opening"
-    if followed.problem:
-        return "stopped"
-    if followed.held:
-        return "waiting"
-    return "following" if followed.reading else "starting"
-
-
-def _built_position(followed: Followed) -> int | None:
+def _built_position(partition: PartitionMirror) -> int | None:
     """The offset of the oldest row that no index holds; null where segments are meant to stay without one."""
-    if followed.view.collection.index.kind == "flat" or not followed.opened:
+    view = partition.view
+    if view is None or view.collection.index.kind == "flat":
         return None
-    searcher = followed.view.searcher
+    searcher = view.searcher
     flat = [int(segment.offsets.min()) for segment in searcher.segments if not segment.is_built and segment.rows]
     tails = [int(tail.offsets[0]) for tail in searcher.tails if tail.rows]
-    return min([*flat, *tails, followed.state[0]])
+    return min([*flat, *tails, partition.status.position])
 
 
 def of_collection(served: Served) -> dict[str, Any]:
-    follower, facts = served.follower, served.watch.facts
-    committed = facts.committed if facts else {}
-    followed = sorted(follower.partitions, key=lambda followed: followed.partition)
-    partitions = [of_partition(f, committed.get(f.partition[1])) for f in followed]
+    follower, collection = served.follower, served.status
+    committed = collection.committed if collection else {}
+    partitions = [of_partition(p, committed.get(p.status.view.partition)) for p in follower.partitions]
     lags = [partition["offset_lag"] for partition in partitions]
     return {
         "collection": served.collection.name,
         "generation": follower.generation,
-        "next_generation": served.next.generation if served.next else None,
+        "next_generation": collection.next_generation if collection else None,
         "ready": served.not_ready() is None,
         "problem": follower.problem,
         "offset_lag": None if None in lags or not lags else sum(lags),
-        "time_lag_ms": staleness_ms(follower),
+        "time_lag_ms": follower.staleness_ms,
         "unbuilt_rows": sum(partition["unbuilt_rows"] for partition in partitions),
         "live_rows": sum(partition["live_rows"] for partition in partitions),
         "partitions": partitions,

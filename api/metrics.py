@@ -1,19 +1,22 @@
-"""Prometheus metrics of the api: histograms of requests and searches, and the followers' state at each scrape.
+"""Prometheus metrics of a replica: histograms of requests and searches, and the followers' state at each scrape.
 
-Labels are collection, partition, route and status; never an id.
+Requests are counted by all HTTP workers together (prometheus_client's multiprocess mode, in files of a temporary
+directory), so it does not matter which of them is scraped. Labels are collection, partition, route and status;
+never an id.
 """
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from api.followed import Followed
 from api.freshness import BUCKETS_S, Waits
-from api.serving import Serving
+from api.mirror import PartitionMirror, Replica
 
 _BUCKETS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0)
 _LABELS = ["collection", "partition"]
@@ -32,25 +35,22 @@ _TEXTS = {
 
 
 class Metrics:
-    """All metrics of one process."""
+    """What this worker counts, and the text of all workers' counts."""
 
-    def __init__(self, serving: Serving) -> None:
-        self._registry = CollectorRegistry()
-        self._requests = Counter(
-            "tidemark_http_requests", "HTTP requests", ["route", "status"], registry=self._registry
-        )
+    def __init__(self, replica: Replica) -> None:
+        none = CollectorRegistry()  # in multiprocess mode they are read from files, not from a registry
+        self._requests = Counter("tidemark_http_requests", "HTTP requests", ["route", "status"], registry=none)
         self._seconds = Histogram(
-            "tidemark_http_request_seconds",
-            "Time of HTTP requests",
-            ["route"],
-            buckets=_BUCKETS,
-            registry=self._registry,
+            "tidemark_http_request_seconds", "Time of HTTP requests", ["route"], buckets=_BUCKETS, registry=none
         )
         self._searches = Histogram(
-            "tidemark_search_seconds", "Time of searches", ["collection"], buckets=_BUCKETS, registry=self._registry
+            "tidemark_search_seconds", "Time of searches", ["collection"], buckets=_BUCKETS, registry=none
         )
-        self._registry.register(_FollowerCollector(serving))
-        ProcessCollector(registry=self._registry)
+        self._registry = CollectorRegistry()
+        MultiProcessCollector(self._registry)  # type: ignore[no-untyped-call]
+        self._registry.register(_FollowerCollector(replica))
+        ProcessCollector(registry=self._registry, pid=os.getppid)
+        ProcessCollector(registry=self._registry, namespace="tidemark_worker")
 
     def observe(self, route: str, status: int, seconds: float) -> None:
         self._requests.labels(route, str(status)).inc()
@@ -64,8 +64,8 @@ class Metrics:
 
 
 class _FollowerCollector(Collector):
-    def __init__(self, serving: Serving) -> None:
-        self._serving = serving
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
 
     def collect(self) -> Iterator[Any]:
         gauges = {name: GaugeMetricFamily(f"tidemark_{name}", text, labels=_LABELS) for name, text in _TEXTS.items()}
@@ -76,32 +76,34 @@ class _FollowerCollector(Collector):
             "tidemark_apply_latency_seconds", "From a record's fetch to searchable", labels=_LABELS
         )
         ready = GaugeMetricFamily("tidemark_ready", "1 when caught up once", labels=["collection"])
-        for name, served in self._serving.collections.items():
+        for name, served in self._replica.collections.items():
             ready.add_metric([name], int(served.not_ready() is None))
-            for followed in served.follower.partitions:
-                labels = [name, str(followed.partition[1])]
-                for gauge, value in _values(followed).items():
+            if served.status is None:
+                continue
+            for partition in served.follower.partitions:
+                status = partition.status
+                labels = [name, str(status.view.partition)]
+                for gauge, value in _values(partition).items():
                     if value is not None:
                         gauges[gauge].add_metric(labels, value)
-                visible.add_metric(labels, _buckets(followed.freshness.visible), followed.freshness.visible.sum_s)
-                fetched.add_metric(labels, _buckets(followed.freshness.fetched), followed.freshness.fetched.sum_s)
+                visible.add_metric(labels, _buckets(status.visible), status.visible.sum_s)
+                fetched.add_metric(labels, _buckets(status.fetched), status.fetched.sum_s)
         yield from (*gauges.values(), visible, fetched, ready)
 
 
-def _values(followed: Followed) -> dict[str, float | None]:
-    view = followed.view
-    time_lag = followed.time_lag_ms
+def _values(partition: PartitionMirror) -> dict[str, float | None]:
+    status, view, time_lag = partition.status, partition.view, partition.time_lag_ms
     return {
-        "log_end_offset": followed.end,
-        "applied_offset": view.position,
-        "checkpoint_offset": followed.checkpointed,
-        "lag_records": followed.offset_lag,
+        "log_end_offset": status.end,
+        "applied_offset": status.position,
+        "checkpoint_offset": status.checkpointed,
+        "lag_records": partition.offset_lag,
         "lag_seconds": None if time_lag is None else time_lag / 1000,
-        "live_rows": view.live_rows,
-        "dead_rows": view.dead_rows,
-        "unbuilt_rows": view.unbuilt_rows,
-        "segments": len(view.searcher.segments),
-        "bad_records": followed.bad_records,
+        "live_rows": view.live_rows if view else None,
+        "dead_rows": view.dead_rows if view else None,
+        "unbuilt_rows": view.unbuilt_rows if view else None,
+        "segments": len(view.searcher.segments) if view else None,
+        "bad_records": status.bad_records,
     }
 
 

@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from api.follower import Follower
+from api.mirror import FollowerMirror
 from api.search import NotFound, raw_json, stored
 from tidemark import id as ids
 from tidemark import searcher
 from tidemark.errors import BadQuery
 
 
-def record(follower: Follower, text: str) -> dict[str, Any]:
+def record(follower: FollowerMirror, text: str) -> dict[str, Any]:
     """The stored row of an id; raises NotFound."""
     found = stored(follower, ids.from_text(text, follower.collection.id_format))
     if found is None:
@@ -21,7 +21,7 @@ def record(follower: Follower, text: str) -> dict[str, Any]:
     return _as_json(follower, *found)
 
 
-def page(follower: Follower, cursor: str, limit: int) -> dict[str, Any]:
+def page(follower: FollowerMirror, cursor: str, limit: int) -> dict[str, Any]:
     """Up to `limit` rows after the cursor of the page before; an empty cursor starts."""
     hits = list(islice(searcher.scan(follower.views, _position(cursor), limit), limit))
     last = f"{hits[-1].partition}-{hits[-1].offset}" if len(hits) == limit else None
@@ -39,7 +39,7 @@ def _position(cursor: str) -> tuple[int, int] | None:
     return int(partition), min(int(offset), 2**63 - 2)
 
 
-def _as_json(follower: Follower, hit: searcher.Hit, vector: NDArray[np.float32]) -> dict[str, Any]:
+def _as_json(follower: FollowerMirror, hit: searcher.Hit, vector: NDArray[np.float32]) -> dict[str, Any]:
     return {
         "id": ids.to_text(hit.id, follower.collection.id_format),
         "metadata": raw_json(hit.metadata),

@@ -17,14 +17,12 @@ import orjson
 from numpy.typing import NDArray
 
 from api import schemas
-from api.follower import Follower
-from api.lag import staleness_ms
-from api.serving import Served
+from api.mirror import FollowerMirror, Served
 from tidemark import id as ids
 from tidemark import searcher
 from tidemark.errors import NotFreshEnough, Overloaded
 from tidemark.settings import Settings
-from tidemark.view import View
+from tidemark.snapshot import SearchedView
 
 T = TypeVar("T")
 # Numbers compared on the event loop: 20k rows of 128-d take 0.4 ms.
@@ -64,7 +62,7 @@ class Searches:
         return encode(follower, answer, request, many, started)
 
     async def _search(
-        self, follower: Follower, queries: NDArray[np.float32], request: schemas.SearchRequest
+        self, follower: FollowerMirror, queries: NDArray[np.float32], request: schemas.SearchRequest
     ) -> searcher.Answer:
         views = follower.views
         if not views:
@@ -86,7 +84,7 @@ class Searches:
         finally:
             self.waiting -= 1
 
-    async def _wait_for(self, served: Served, request: schemas.SearchRequest) -> Follower:
+    async def _wait_for(self, served: Served, request: schemas.SearchRequest) -> FollowerMirror:
         """Wait, bounded, until the wanted positions are applied; raises NotFreshEnough."""
         assert request.min_positions is not None
         wanted = {int(partition): position for partition, position in request.min_positions.items()}
@@ -101,7 +99,7 @@ class Searches:
                 )
             await asyncio.sleep(FRESHNESS_POLL_S)
 
-    def _stored(self, follower: Follower, text: str) -> NDArray[np.float32]:
+    def _stored(self, follower: FollowerMirror, text: str) -> NDArray[np.float32]:
         id_ = ids.from_text(text, follower.collection.id_format)
         found = stored(follower, id_)
         if found is None:
@@ -109,7 +107,7 @@ class Searches:
         return found[1][None, :]
 
 
-def stored(follower: Follower, id_: bytes) -> tuple[searcher.Hit, NDArray[np.float32]] | None:
+def stored(follower: FollowerMirror, id_: bytes) -> tuple[searcher.Hit, NDArray[np.float32]] | None:
     """The live row of an id and a copy of its vector, None when there is none."""
     while (hit := searcher.get(follower.views, id_)) is not None:
         vector = np.array(hit.vector)
@@ -118,7 +116,7 @@ def stored(follower: Follower, id_: bytes) -> tuple[searcher.Hit, NDArray[np.flo
     return None
 
 
-def _numbers_scanned(views: Sequence[View], queries: int, request: schemas.SearchRequest) -> float:
+def _numbers_scanned(views: Sequence[SearchedView], queries: int, request: schemas.SearchRequest) -> float:
     """What a search costs, in numbers compared; an index costs about as much as a scan of some rows."""
     dimension = views[0].collection.dimension
     if request.exact:
@@ -137,19 +135,19 @@ class NotReady(Exception):
 
 
 def encode(
-    follower: Follower, answer: searcher.Answer, request: schemas.SearchRequest, many: bool, started: float
+    follower: FollowerMirror, answer: searcher.Answer, request: schemas.SearchRequest, many: bool, started: float
 ) -> bytes:
     with_metadata, with_vector = "metadata" in request.include, "vector" in request.include
     lists = [[_hit(follower, hit, with_metadata, with_vector) for hit in hits] for hits in answer.hits]
     body: dict[str, Any] = {"results": lists} if many else {"hits": lists[0]}
     body["positions"] = {str(partition): position for partition, position in answer.positions.items()}
     body["generation"] = follower.generation
-    body["staleness_ms"] = staleness_ms(follower)
+    body["staleness_ms"] = follower.staleness_ms
     body["took_ms"] = round((time.perf_counter() - started) * 1000, 3)
     return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _hit(follower: Follower, hit: searcher.Hit, with_metadata: bool, with_vector: bool) -> dict[str, Any]:
+def _hit(follower: FollowerMirror, hit: searcher.Hit, with_metadata: bool, with_vector: bool) -> dict[str, Any]:
     found: dict[str, Any] = {
         "id": ids.to_text(hit.id, follower.collection.id_format),
         "distance": min(max(hit.distance, -FLOAT32_MAX), FLOAT32_MAX),

@@ -9,12 +9,16 @@ import logging
 import threading
 import time
 
+import msgspec
+
 from api.follower import Follower
+from api.status import CollectionStatus, ReplicaStatus
 from api.topic_watch import TopicWatch
 from tidemark import generation
 from tidemark.collection import Collection
 from tidemark.errors import CorruptCheckpoint
 from tidemark.settings import Settings
+from tidemark.shared_memory import Document
 
 logger = logging.getLogger(__name__)
 
@@ -63,12 +67,12 @@ class Served:
     def generation(self) -> str:
         return self.follower.generation
 
-    def not_ready(self) -> str | None:
-        """Why the collection is not ready, None when it is: caught up once, and still able to follow its log."""
-        follower = self.follower
-        if follower.caught_up_once:
-            return follower.error
-        return follower.problem or "catching up with the log for the first time"
+    @property
+    def status(self) -> CollectionStatus:
+        """What is told of it, as of now."""
+        facts = self.watch.facts
+        following = self.next.generation if self.next else None
+        return CollectionStatus(self.follower.document.name, following, facts.committed if facts else {})
 
     def start(self) -> None:
         self.watch.start()
@@ -103,7 +107,7 @@ class Served:
 
     def _overtaken(self, follower: Follower, now: float) -> bool:
         """Whether it has reached what is served; when near, what is served is frozen so that it can."""
-        if follower.error or not follower.views:
+        if follower.error or not any(followed.opened for followed in follower.partitions):
             return False
         behind = self._behind(follower)
         if behind == 0:
@@ -154,29 +158,34 @@ class Served:
 
 
 class Serving:
-    """All collections, and the thread that watches CURRENT."""
+    """All collections, and the thread that watches CURRENT; `document` tells the HTTP workers of them."""
 
     def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+        self.document = Document()
         self.collections = {c.name: Served(settings, c) for c in settings.all_collections()}
-        self.turned_at = time.monotonic()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watch-current", daemon=True)
 
     def start(self) -> None:
+        self._publish()
         for served in self.collections.values():
             served.start()
         self._thread.start()
 
     def _watch(self) -> None:
         while not self._closing.wait(TURN_EVERY_S):
-            self.turned_at = time.monotonic()
             for served in self.collections.values():
                 try:
                     served.turn()
                 except Exception:
                     logger.exception("%s: CURRENT not followed", served.collection.name)
                     self._closing.wait(1.0)
+            self._publish()
+
+    def _publish(self) -> None:
+        """Tell the workers which follower serves each collection."""
+        found = {name: served.status for name, served in self.collections.items()}
+        self.document.write(msgspec.json.encode(ReplicaStatus(time.monotonic(), found)))
 
     def close(self) -> None:
         self._closing.set()

@@ -15,7 +15,7 @@ import numpy as np
 import orjson
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from api.follower import Follower
+from api.mirror import FollowerMirror
 from api.schemas import Upsert, WriteRequest
 from tidemark import id as ids
 from tidemark import searcher
@@ -39,7 +39,7 @@ class Writes:
         self._timeout_s = timeout_s
         self._producer = Producer({"message.timeout.ms": int(timeout_s * 1000), **producer_settings(settings)})
 
-    async def write(self, follower: Follower, request: WriteRequest) -> dict[int, int]:
+    async def write(self, follower: FollowerMirror, request: WriteRequest) -> dict[int, int]:
         """Produce and wait for the brokers; the positions after the records, per partition."""
         collection = follower.collection
         records = await asyncio.to_thread(_records, follower, request)
@@ -97,7 +97,7 @@ class Writes:
         self._producer.flush(5.0)
 
 
-def _records(follower: Follower, request: WriteRequest) -> list[Placed]:
+def _records(follower: FollowerMirror, request: WriteRequest) -> list[Placed]:
     """Every record of the request, checked, with the partition that holds its id; raises BadQuery."""
     collection = follower.collection
     upserts, deletes = _upserts(request.upserts, collection), _deletes(request.deletes, collection)

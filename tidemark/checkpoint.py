@@ -41,10 +41,16 @@ class Loaded:
 
 
 class Checkpoints:
-    """The checkpoints of one partition, read by anyone, written by the claim's holder."""
+    """The checkpoints of one partition, read by anyone, written by the claim's holder.
 
-    def __init__(self, root: Path, collection: Collection, generation: str, partition: int) -> None:
+    `shared`: the segments it opens may be searched by other processes too.
+    """
+
+    def __init__(
+        self, root: Path, collection: Collection, generation: str, partition: int, shared: bool = False
+    ) -> None:
         self.collection = collection
+        self._shared = shared
         self.generation = generation
         self.partition = partition
         self.directory = root / layout.partition_directory(collection.name, generation, partition)
@@ -110,7 +116,8 @@ class Checkpoints:
         return [ready.get(entry.name) or self._open(entry) for entry in manifest.segments]
 
     def _open(self, entry: SegmentEntry) -> Segment:
-        return Segment(self.directory / entry.name, entry, self.collection.dimension, self.collection.metric)
+        directory, collection = self.directory / entry.name, self.collection
+        return Segment(directory, entry, collection.dimension, collection.metric, shared=self._shared)
 
     # -- write ---------------------------------------------------------------------------------------------
 

@@ -35,6 +35,7 @@ class ViewMirror(SearchedView):
 
     def __init__(self, collection: Collection, place: ViewPlace) -> None:
         super().__init__(collection, place.partition, Region.open(place.words))
+        self.place = place
         self._structure = Document(Region.open(place.structure))
         self._version = 0
         self._segments: dict[str, Segment] = {}

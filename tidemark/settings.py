@@ -91,7 +91,8 @@ class ApiSettings(_Table):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8080, ge=0, le=65535, description="port to listen on, 0 = a free one")
-    search_threads: int = Field(0, ge=0, description="searches at once, 0 = one per core")
+    workers: int = Field(1, ge=0, description="HTTP worker processes, 0 = one per core")
+    search_threads: int = Field(0, ge=0, description="searches at once per worker, 0 = one per core")
     search_queue_max: int = Field(256, ge=1, description="searches waiting before 429 is answered")
     fetch_records: int = Field(500, ge=1, description="records applied as one batch, at most")
     tail_rows_max: int = Field(1_000_000, gt=0, description="rows beyond the newest manifest at which it stops")

@@ -1,0 +1,67 @@
+"""What the replica's process publishes of its followers, and its HTTP workers read: values in shared documents.
+
+One document for the replica, one per follower, JSON by msgspec. The rows themselves are read as `tidemark.snapshot`
+says; what a search needs at once, its position, is there too.
+"""
+
+import msgspec
+
+from api.freshness import Waits
+from tidemark.snapshot import ViewPlace
+
+# Published many times a second: older than this, nobody knows whether it still holds.
+KNOWN_FOR_S = 5.0
+
+
+class PartitionStatus(msgspec.Struct, frozen=True):
+    """One followed partition; position and digest belong together. Times are ms of the wall clock."""
+
+    view: ViewPlace
+    opened: bool
+    state: str
+    problem: str | None
+    end: int | None
+    position: int
+    digest: int
+    lag_known: bool
+    caught_up_ms: int
+    newest_timestamp_ms: int
+    checkpointed: int | None
+    manifest: int | None
+    bad_records: int
+    visible: Waits
+    fetched: Waits
+
+
+class FollowerStatus(msgspec.Struct, frozen=True):
+    """`served`: every known partition is open or has said why not. `turned_at` is monotonic seconds."""
+
+    generation: str = ""
+    served: bool = False
+    caught_up_once: bool = False
+    error: str | None = None
+    problem: str | None = "starting"
+    turned_at: float = 0.0
+    partitions: list[PartitionStatus] = []
+
+    @property
+    def not_ready(self) -> str | None:
+        """Why it is not ready, None when it is: caught up once, and still able to follow its log."""
+        if self.caught_up_once:
+            return self.error
+        return self.problem or "catching up with the log for the first time"
+
+
+class CollectionStatus(msgspec.Struct, frozen=True):
+    """Which follower's document counts now, and what the consumer group has committed per partition."""
+
+    follower: str
+    next_generation: str | None
+    committed: dict[int, int]
+
+
+class ReplicaStatus(msgspec.Struct, frozen=True):
+    """All collections by name; `turned_at` is monotonic seconds."""
+
+    turned_at: float = 0.0
+    collections: dict[str, CollectionStatus] = {}
