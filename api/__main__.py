@@ -10,6 +10,7 @@ import logging
 import os
 import resource
 import socket
+import sys
 import tempfile
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from tidemark.settings import load
 logger = logging.getLogger("api")
 
 TURN_S = 0.1
+# How long a thread keeps the interpreter lock while another one waits for it (Python's default: 5 ms).
+SWITCH_S = 0.001
 
 
 def main() -> None:
@@ -32,6 +35,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.dies_with_parent:
         service.die_with_parent()
+    sys.setswitchinterval(SWITCH_S)
     stopping = service.stop_on_signals()
     settings = load(arguments.config)
     service.log_to_stderr(settings.log_format)

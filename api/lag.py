@@ -35,14 +35,9 @@ def of_partition(partition: PartitionMirror, committed: int | None) -> dict[str,
 
 
 def _built_position(partition: PartitionMirror) -> int | None:
-    """The offset of the oldest row that no index holds; null where segments are meant to stay without one."""
+    """Null where segments are meant to stay without an index."""
     view = partition.view
-    if view is None or view.collection.index.kind == "flat":
-        return None
-    searcher = view.searcher
-    flat = [int(segment.offsets.min()) for segment in searcher.segments if not segment.is_built and segment.rows]
-    tails = [int(tail.offsets[0]) for tail in searcher.tails if tail.rows]
-    return min([*flat, *tails, partition.status.position])
+    return None if view is None or view.collection.index.kind == "flat" else view.built_position
 
 
 def of_collection(served: Served) -> dict[str, Any]:

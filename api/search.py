@@ -123,7 +123,7 @@ def _numbers_scanned(views: Sequence[SearchedView], queries: int, request: schem
         return queries * dimension * sum(view.live_rows + view.dead_rows for view in views)
     built = sum(segment.is_built for view in views for segment in view.searcher.segments)
     effort = max(1.0, request.effort) * max(1.0, request.k / 100)
-    return queries * (dimension * sum(view.unbuilt_rows for view in views) + built * effort * INDEX_NUMBERS)
+    return queries * (dimension * sum(view.scan_cost for view in views) + built * effort * INDEX_NUMBERS)
 
 
 class NotFound(Exception):

@@ -35,6 +35,7 @@ def main() -> None:
         service.die_with_parent()
     settings = load(arguments.config)
     service.log_to_stderr(settings.log_format)
+    service.give_way()
     if arguments.command == "replay":
         _replay(settings, arguments)
     else:

@@ -1,8 +1,8 @@
 """The builder child process: rows of immutable segments in, one finished segment out.
 
 Run as `python -m consumer.build`; one JSON job per line on stdin, one JSON result per line on stdout. Each job
-runs in a fork, as SCHED_IDLE (nice 19 where that is refused) unless it is urgent, so searches on the same cores
-do not notice it; all of it dies with the consumer. It touches neither Kafka nor manifests: a segment it wrote
+runs in a fork, which gives its memory back, at a lower priority than the consumer's own, which gives way to
+searches already; all of it dies with the consumer. It touches neither Kafka nor manifests: a segment it wrote
 exists only when the consumer's next manifest names it. `builder.py` is the parent's side.
 """
 
@@ -22,15 +22,13 @@ import numpy as np
 from tidemark import layout
 from tidemark.collection import IndexParameters
 from tidemark.crash_point import reach
-from tidemark.index import Donor, SearchParameters
+from tidemark.index import Donor, SearchParameters, donor_from
 from tidemark.manifest import SegmentEntry
 from tidemark.rows import concatenate
 from tidemark.segment import Segment, verify_file, write_segment
 
 _PR_SET_PDEATHSIG = 1
-URGENT_NICE = 2
-# Recall below the target at which a donor's codebooks no longer fit; calibration is exact to about 0.005.
-DRIFT_MAX = 0.01
+BUILD_NICE = 5
 
 
 class Input(msgspec.Struct, frozen=True):
@@ -49,7 +47,7 @@ class Job(msgspec.Struct, frozen=True):
     index: IndexParameters
     threads: int
     donor: SegmentEntry | None = None
-    urgent: bool = False
+    idle_only: bool = False
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -89,27 +87,24 @@ def _donor(directory: Path, entry: SegmentEntry | None, parameters: IndexParamet
         return None
     path = directory / entry.name / layout.INDEX
     verify_file(path, entry.files[layout.INDEX])
-    searched = SearchParameters(entry.effort, entry.k_factor, entry.recall)
-    return Donor(path, searched, parameters.recall_target - DRIFT_MAX)
+    return donor_from(path, SearchParameters(entry.effort, entry.k_factor, entry.recall), parameters.recall_target)
 
 
 def _die_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _give_way(urgent: bool) -> None:
-    """Run only when nothing else wants the cores; an urgent job gets a small share of them all the same.
+def _give_way(idle_only: bool) -> None:
+    """Run after searches and after who applies records, or only when nothing else wants the cores.
 
-    While searches scan more and more unbuilt rows, a builder that waits for idle cores waits for ever.
+    The latter is for a backlog: who waits for idle cores may wait for ever while searches keep them busy.
     """
-    try:
-        if not urgent:
+    with contextlib.suppress(OSError, AttributeError):
+        if idle_only:
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
             return
-    except (OSError, AttributeError):
-        pass
     with contextlib.suppress(OSError):
-        os.nice(URGENT_NICE if urgent else 19)
+        os.nice(19 if idle_only else BUILD_NICE)
 
 
 def _run_apart(job: Job) -> int:
@@ -117,7 +112,7 @@ def _run_apart(job: Job) -> int:
     pid = os.fork()
     if pid == 0:
         _die_with_parent()
-        _give_way(job.urgent)
+        _give_way(job.idle_only)
         sys.stdout.buffer.write(msgspec.json.encode(run(job)) + b"\n")
         sys.stdout.buffer.flush()
         os._exit(0)

@@ -66,7 +66,7 @@ class Builder:
         index: IndexParameters,
         inputs: list[Segment],
         donor: Segment | None,
-        urgent: bool,
+        idle_only: bool,
     ) -> None:
         """Give the child a job over these segments of one partition; `donor` lends its trained codebooks."""
         dead = {segment.name: segment.dead_mask() for segment in inputs}
@@ -80,7 +80,7 @@ class Builder:
             index=index,
             threads=self._threads,
             donor=None if donor is None else _without_dead_file(donor.entry),
-            urgent=urgent,
+            idle_only=idle_only,
         )
         rows = sum(segment.live_count for segment in inputs)
         names = [segment.name for segment in inputs]

@@ -174,9 +174,7 @@ class Indexer:
 
     def _checkpoint_if_due(self, owned: OwnedPartition, now: float) -> None:
         checkpoint = self._settings.checkpoint
-        if owned.stopped is None and owned.checkpoint_due(
-            now, checkpoint.interval_s, checkpoint.rows, self._builder.idle
-        ):
+        if owned.stopped is None and owned.checkpoint_due(now, checkpoint.interval_s, checkpoint.rows):
             try:
                 self._checkpoint(owned)
             except StaleOwner as error:

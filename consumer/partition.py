@@ -29,9 +29,9 @@ logger = logging.getLogger(__name__)
 CLAIM_ATTEMPTS = 5
 # The number of lists goes with the root of the rows: within this ratio a donor's is at most twice or half the best.
 DONOR_RATIO = 4
-# 25,000 rows of 128-d: a scan of them takes 0.5 ms, several times an indexed search.
-URGENT_NUMBERS = 25_000 * 128
 BACKLOG_OFFSETS = 50_000
+# Nothing has arrived for so long: time to tidy up.
+QUIET_S = 1.0
 
 
 @dataclass(slots=True)
@@ -74,21 +74,22 @@ class OwnedPartition:
     def _is_settled(self, rows: int) -> bool:
         return self.index.kind == "flat" and rows >= self.index.ann_rows_min
 
-    def wanted_build(self, rows_max: int) -> list[Segment]:
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing has arrived for a while."""
+        return time.monotonic() - self.last_record_at > QUIET_S
+
+    def wanted_build(self, rows_max: int, quiet: bool) -> list[Segment]:
         """The segments to make one next; empty when all is well, or while the partition is stopped."""
         if self.stopped is not None:
             return []
-        names = next_build(self.candidates(), self.index.ann_rows_min, rows_max, self.is_urgent)
+        names = next_build(self.candidates(), self.index.ann_rows_min, rows_max, quiet)
         return [segment for segment in self.view.searcher.segments if segment.name in names]
 
     @property
-    def is_urgent(self) -> bool:
-        """Whether searches scan so much that building must not wait for idle cores.
-
-        Not during a backlog: then it is sooner done when the replicas, which read it too, have the cores.
-        """
-        behind = self.end - self.view.position > BACKLOG_OFFSETS
-        return not behind and self.view.unbuilt_rows * self.collection.dimension > URGENT_NUMBERS
+    def is_behind(self) -> bool:
+        """Whether there is a backlog: it is sooner done when who reads it, here and in the replicas, has the cores."""
+        return self.end - self.view.position > BACKLOG_OFFSETS
 
     def donor_for(self, rows: int) -> Segment | None:
         """The largest ivfpq segment of similar size, whose codebooks a new segment may use again."""
@@ -129,16 +130,15 @@ class OwnedPartition:
             log.restart(self.start)
             self.paused = False
 
-    def checkpoint_due(self, now: float, interval_s: float, rows: int, builder_idle: bool = False) -> bool:
-        """By interval, or by rows in memory: a quarter of them is enough when the builder could take them at once."""
+    def checkpoint_due(self, now: float, interval_s: float, rows: int) -> bool:
+        """By interval, or by rows in memory."""
         if self.view.position == self.checkpointed and not self.checkpoint_wanted:
             return False
-        enough = rows // 4 if builder_idle else rows
-        return self.checkpoint_wanted or now - self.checkpoint_at >= interval_s or self.view.tail_rows >= enough
+        return self.checkpoint_wanted or now - self.checkpoint_at >= interval_s or self.view.tail_rows >= rows
 
     def checkpoint(self) -> Manifest:
         """Make the view durable; positions up to the manifest's may be committed afterwards."""
-        manifest = self.checkpoints.publish(self.view)
+        manifest = self.checkpoints.publish(self.view, with_codes=not self.is_behind)
         self.checkpointed = manifest.position
         self.checkpoint_version = manifest.version
         self.checkpoint_at = time.monotonic()
@@ -156,9 +156,9 @@ def advance_builds(builder: Builder, partitions: Iterable[OwnedPartition], rows_
                 owned.install(build, result.entry)
     if builder.idle:
         for owned in sorted(partitions, key=lambda owned: -owned.view.unbuilt_rows):
-            if inputs := owned.wanted_build(rows_max):
+            if inputs := owned.wanted_build(rows_max, owned.quiet):
                 donor = owned.donor_for(sum(segment.live_count for segment in inputs))
-                builder.start(owned.checkpoints, owned.collection, owned.index, inputs, donor, owned.is_urgent)
+                builder.start(owned.checkpoints, owned.collection, owned.index, inputs, donor, owned.is_behind)
                 return
 
 

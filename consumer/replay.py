@@ -88,6 +88,7 @@ class Replay:
         self._start = start
         self._rows_max = settings.consumer.segment_rows_max
         self._owned: dict[Partition, OwnedPartition] = {}
+        self._backlog: dict[Partition, int] = {}
 
     def run(self, report: Callable[[Progress], None], stopping: Callable[[], bool]) -> str:
         """Build, catch up, switch. Raises LogGap when the log loses records meanwhile."""
@@ -109,7 +110,7 @@ class Replay:
         return made.name
 
     def _catch_up(self, log: Log, report: Callable[[Progress], None], stopping: Callable[[], bool]) -> None:
-        ends = self._topics.ends(list(self._owned))
+        self._backlog = ends = self._topics.ends(list(self._owned))
         reported = 0.0
         while not self._done(ends):
             if stopping():
@@ -127,14 +128,16 @@ class Replay:
         report(self._progress(ends))
 
     def _done(self, ends: dict[Partition, int]) -> bool:
-        """Caught up with the log, everything on disk, and no build under way or wanted."""
+        """Caught up with the log, on disk, no build under way, and all built that was in the log when we began."""
         if any(owned.view.position < ends[partition] for partition, owned in self._owned.items()):
             return False
         for owned in self._owned.values():
             if owned.view.position > owned.checkpointed:
                 owned.checkpoint()
-        wanted = any(owned.wanted_build(self._rows_max) for owned in self._owned.values())
-        return not wanted and self._builder.build is None
+        return self._builder.build is None and not any(
+            owned.view.built_position < self._backlog[partition] and owned.wanted_build(self._rows_max, quiet=True)
+            for partition, owned in self._owned.items()
+        )
 
     def _progress(self, ends: dict[Partition, int]) -> Progress:
         done = sum(owned.view.position - self._from[p] for p, owned in self._owned.items())
@@ -150,6 +153,7 @@ class Replay:
             for record in bad:  # already dead-lettered by the consumer: counted, not sent again
                 owned.bad[record.reason] = owned.bad.get(record.reason, 0) + 1
             owned.view.apply(batch)
+            owned.last_record_at = time.monotonic()
         for partition, end in fetched.ends.items():
             self._owned[partition].view.advance(end)
 

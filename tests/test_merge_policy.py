@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidemark.merge_policy import TIER_SEGMENTS, URGENT_SEGMENTS_MAX, Candidate, next_build
+from tidemark.merge_policy import TIER_SEGMENTS, Candidate, next_build
 
 ANN_MIN, ROWS_MAX = 1_000, 1_000_000
 
@@ -16,8 +16,8 @@ def _flat(name: str, rows: int) -> Candidate:
     return Candidate(name, rows, 0, False)
 
 
-def _next(*segments: Candidate, urgent: bool = False) -> list[str]:
-    return next_build(segments, ANN_MIN, ROWS_MAX, urgent)
+def _next(*segments: Candidate, quiet: bool = True) -> list[str]:
+    return next_build(segments, ANN_MIN, ROWS_MAX, quiet)
 
 
 def test_a_few_small_flats_are_left_to_the_exact_scan() -> None:
@@ -33,13 +33,10 @@ def test_flats_with_enough_rows_are_built_with_no_larger_segments() -> None:
     assert _next(_built("big", 50_000), _built("small", 900), _flat("a", 600), _flat("b", 600)) == ["small", "a", "b"]
 
 
-def test_under_pressure_flats_are_built_alone() -> None:
-    assert _next(_built("small", 900), _flat("a", 1_200), urgent=True) == ["a"]
-
-
-def test_pressure_does_not_let_segments_pile_up_for_ever() -> None:
-    built = [_built(f"s{number}", 900) for number in range(URGENT_SEGMENTS_MAX)]
-    assert len(_next(*built, _flat("a", 1_200), urgent=True)) > 1
+def test_while_rows_arrive_the_unbuilt_are_built_alone_when_there_are_some() -> None:
+    unbuilt = [_flat(str(number), 1_200) for number in range(TIER_SEGMENTS)]
+    assert _next(_built("small", 900), *unbuilt[1:], quiet=False) == []
+    assert _next(_built("small", 900), *unbuilt, quiet=False) == [segment.name for segment in unbuilt]
 
 
 def test_a_segment_that_is_more_than_a_fifth_dead_is_built_again() -> None:

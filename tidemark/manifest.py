@@ -6,11 +6,12 @@ one before. Values and their JSON only; `checkpoint.py` reads and publishes them
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import xxhash
 
+from tidemark.collection import SegmentKind
 from tidemark.errors import CorruptCheckpoint
 
 FORMAT = 1
@@ -27,7 +28,7 @@ class SegmentEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An immutable segment and which of its rows are dead at the manifest's position."""
 
     name: str
-    kind: Literal["flat", "hnsw", "ivfpq"]
+    kind: SegmentKind
     rows: int
     effort: int
     k_factor: int

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 # Merge when this many segments are within one tier: fewer means more rewriting, more means more to search.
 TIER_SEGMENTS = 4
 TIER_RATIO = 4
-# An indexed search costs about 0.1 ms per segment: as many cost less than scanning the rows that merging holds up.
-URGENT_SEGMENTS_MAX = 8
 DEAD_SHARE_MAX = 0.2
 
 
@@ -29,27 +27,27 @@ class Candidate:
         return self.dead_rows / max(1, self.live_rows + self.dead_rows)
 
 
-def next_build(segments: Sequence[Candidate], ann_rows_min: int, rows_max: int, urgent: bool = False) -> list[str]:
+def next_build(segments: Sequence[Candidate], ann_rows_min: int, rows_max: int, quiet: bool = False) -> list[str]:
     """Names of the segments to be made one, in their order; empty when all is well.
 
-    `urgent`: searches scan many flat rows, so these are built alone and merging waits, up to a number of segments.
+    `quiet`: nothing new arrives, so what is left is tidied up; else each row is rewritten as seldom as can be.
     """
-    flats = [segment for segment in segments if not segment.built]
-    enough = sum(segment.live_rows for segment in flats) >= ann_rows_min
-    if flats and enough and urgent and len(segments) - len(flats) < URGENT_SEGMENTS_MAX:
-        return [segment.name for segment in flats]
-    if flats and (enough or len(flats) > TIER_SEGMENTS):
-        return _with_small_neighbours(flats, segments, rows_max)
+    unbuilt = [segment for segment in segments if not segment.built]
+    enough = sum(segment.live_rows for segment in unbuilt) >= ann_rows_min
+    if enough and not quiet and len(unbuilt) >= TIER_SEGMENTS:
+        return [segment.name for segment in unbuilt]
+    if unbuilt and ((quiet and enough) or len(unbuilt) > TIER_SEGMENTS):
+        return _with_small_neighbours(unbuilt, segments, rows_max)
     for segment in segments:
         if segment.built and segment.dead_share > DEAD_SHARE_MAX:
             return [segment.name]
     return _one_tier([segment for segment in segments if segment.built], rows_max)
 
 
-def _with_small_neighbours(flats: Sequence[Candidate], segments: Sequence[Candidate], rows_max: int) -> list[str]:
-    """The flats, and built segments no larger than they are together: those would be merged next anyway."""
-    taken = {segment.name for segment in flats}
-    rows = sum(segment.live_rows for segment in flats)
+def _with_small_neighbours(unbuilt: Sequence[Candidate], segments: Sequence[Candidate], rows_max: int) -> list[str]:
+    """The unbuilt, and built segments no larger than they are together: those would be merged next anyway."""
+    taken = {segment.name for segment in unbuilt}
+    rows = sum(segment.live_rows for segment in unbuilt)
     for segment in sorted((s for s in segments if s.built), key=lambda s: s.live_rows):
         if segment.live_rows > rows or rows + segment.live_rows > rows_max:
             break

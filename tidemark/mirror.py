@@ -39,7 +39,7 @@ class ViewMirror(SearchedView):
         self._structure = Document(Region.open(place.structure))
         self._version = 0
         self._segments: dict[str, Segment] = {}
-        self._tails: dict[str, Tail] = {}
+        self._tails: dict[TailPlace, Tail] = {}
         self._held: tuple[tuple[Segment, ...], tuple[Tail, ...]] = ((), ())
         self._lock = threading.Lock()
 
@@ -72,7 +72,7 @@ class ViewMirror(SearchedView):
 
     def _open(self, structure: Structure) -> None:
         coming = {place.live: self._segment(place) for place in [*structure.segments, *structure.coming]}
-        self._tails = {place.region: self._tail(place) for place in structure.tails}
+        self._tails = {place: self._tail(place) for place in structure.tails}
         segments = tuple(coming[place.live] for place in structure.segments)
         self._segments = coming
         # The same segments stay the same object: searcher.get compares them so.
@@ -88,4 +88,9 @@ class ViewMirror(SearchedView):
         )
 
     def _tail(self, place: TailPlace) -> Tail:
-        return self._tails.get(place.region) or Tail.open(place, self.collection.dimension)
+        known = self._tails.get(place)
+        if known is None:
+            same = (tail for other, tail in self._tails.items() if other.region == place.region)
+            held = next(same, None)
+            known = held.without(place.first) if held else Tail.open(place, self.collection.dimension)
+        return known

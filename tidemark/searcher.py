@@ -120,27 +120,34 @@ def _search_partition(
             _Candidates(segment, view.partition, *segment.search(queries, k, effort, exact))
             for segment in snapshot.segments
         ]
-        if _search_tails(view, snapshot, queries, k, found):
+        if _search_tails(view, snapshot, queries, k, effort, exact, found):
             return snapshot.position, found
 
 
 def _search_tails(
-    view: SearchedView, snapshot: PartitionSearcher, queries: NDArray[np.float32], k: int, found: list[_Candidates]
+    view: SearchedView,
+    snapshot: PartitionSearcher,
+    queries: NDArray[np.float32],
+    k: int,
+    effort: float,
+    exact: bool,
+    found: list[_Candidates],
 ) -> bool:
     """Scan the tails up to their newest rows; False when rows went from them to a segment not searched."""
     metric = view.collection.metric
-    scanned: dict[Tail, int] = {}
+    scanned: dict[int, int] = {}
     while True:
         kills = view.kills
         newest = view.searcher
         last = snapshot.tails[-1]
-        if newest.tails[0].base > last.base + last.rows:
+        if newest.tails[0].start > last.base + last.rows:
             return False
         for tail in dict.fromkeys((*snapshot.tails, *newest.tails)):
-            start, stop = scanned.get(tail, 0), tail.rows
+            start, stop = scanned.get(tail.base, tail.first), tail.rows
             if stop > start:
-                scanned[tail] = stop
-                found.append(_Candidates(tail, view.partition, *tail.search(queries, k, metric, start, stop)))
+                scanned[tail.base] = stop
+                parts = tail.search(queries, k, metric, start, stop, effort, exact)
+                found += [_Candidates(tail, view.partition, *part) for part in parts]
         if view.kills == kills:
             return True
 

@@ -3,7 +3,8 @@
 Invariants: files never change once named by a manifest; they are mapped only after their checksums matched;
 an id is in a segment at most once. Which rows live is a bitmap, in memory that other processes may share: a
 kill clears a bit. Kind `flat` is searched exactly (a search first puts a NaN into what died since the last one,
-in its process's copy of the page), `hnsw` and `ivfpq` through an index with the bitmap as its selector.
+in its process's copy of the page), the others through an index with the bitmap as its selector: `hnsw` and `ivfpq`,
+and `pq`, codes of all rows in one list, which a checkpoint can write at once.
 One writer kills rows; any number of readers search, without locks. Knows nothing of manifests' versions.
 """
 
@@ -19,7 +20,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from tidemark import index, layout
-from tidemark.collection import IndexKind, IndexParameters, Metric
+from tidemark.collection import IndexParameters, Metric, SegmentKind
 from tidemark.errors import CorruptCheckpoint
 from tidemark.exact import exact_search
 from tidemark.files import fsync_directory, fsync_file
@@ -28,7 +29,7 @@ from tidemark.record import hash_ids
 from tidemark.rows import Rows
 from tidemark.shared_memory import Region, room
 
-HASHED_BYTES = 256 * 1024
+HASHED_BYTES = 2 * 2**20
 
 
 def write_segment(
@@ -48,8 +49,11 @@ def write_segment(
     names = [layout.VECTORS, layout.ROWS]
     if kind != "flat":
         built, search = index.build(rows.vectors, metric, parameters, seed, donor)
-        index.write(built, directory / layout.INDEX)
-        names.append(layout.INDEX)
+        if kind == "pq" and search.recall < parameters.recall_target - index.DRIFT_MAX:
+            kind, search = "flat", index.SearchParameters()  # codes do not tell these rows apart
+        else:
+            index.write(built, directory / layout.INDEX)
+            names.append(layout.INDEX)
     for name in names:
         fsync_file(directory / name)
     fsync_directory(directory)
@@ -86,7 +90,7 @@ def _write_columns(path: Path, rows: Rows) -> None:
 def file_entry(path: Path) -> FileEntry:
     """Size and checksum of a file as it is on disk now.
 
-    Hashed in pieces: each call holds the interpreter lock, and searches share it.
+    Hashed in pieces, so that a file larger than the memory is no problem.
     """
     checksum = xxhash.xxh3_128()
     size = 0
@@ -131,7 +135,7 @@ class Segment:
         self.name = entry.name
         self.entry = entry
         self.directory = directory
-        self.kind: IndexKind = entry.kind
+        self.kind: SegmentKind = entry.kind
         self.rows = entry.rows
         self.metric = metric
         self.parameters = index.SearchParameters(entry.effort, entry.k_factor, entry.recall)
@@ -204,7 +208,13 @@ class Segment:
 
     @property
     def is_built(self) -> bool:
-        return self._index is not None
+        """Whether it has the index that its rows are to have in the end."""
+        return self.kind not in ("flat", "pq")
+
+    @property
+    def scan_cost(self) -> float:
+        """What a search scans, in rows compared exactly; 0 when the index leads it to a part."""
+        return {"flat": 1.0, "pq": index.PQ_SCAN_COST}.get(self.kind, 0.0) * self.rows
 
     def dead_mask(self) -> NDArray[np.bool_]:
         """Which rows are dead, bool (rows,)."""

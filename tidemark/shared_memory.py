@@ -71,7 +71,7 @@ def room(dtype: Any, *shape: int) -> int:
 
 
 class Document:
-    """Versioned bytes in a region of their own: one writer, any readers.
+    """Versioned bytes in a region, if none is given of their own: one writer, any readers.
 
     Two slots are written in turn, so a reader has a whole turn's time for its copy; a checksum tells it when that
     was not enough.
@@ -79,10 +79,15 @@ class Document:
 
     SLOT_BYTES = 32 * 2**20
 
-    def __init__(self, region: Region | None = None) -> None:
-        self.region = region or Region(room(np.int64, 8) + 2 * room(np.uint8, self.SLOT_BYTES), shared=True)
+    def __init__(self, region: Region | None = None, slot_bytes: int = SLOT_BYTES) -> None:
+        self.region = region or Region(self.size(slot_bytes), shared=True)
         self._words = self.region.take(np.int64, 8)  # version, then length and checksum of each slot
-        self._slots = [self.region.take(np.uint8, self.SLOT_BYTES) for _ in range(2)]
+        self._slots = [self.region.take(np.uint8, slot_bytes) for _ in range(2)]
+
+    @staticmethod
+    def size(slot_bytes: int) -> int:
+        """Bytes it takes of a region."""
+        return room(np.int64, 8) + 2 * room(np.uint8, slot_bytes)
 
     @property
     def name(self) -> str:

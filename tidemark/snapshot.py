@@ -78,7 +78,7 @@ class SearchedView:
     @property
     def live_rows(self) -> int:
         searcher = self.searcher
-        in_tails = sum(tail.rows - tail.dead_rows for tail in searcher.tails)
+        in_tails = sum(tail.count - tail.dead_rows for tail in searcher.tails)
         return in_tails + sum(segment.live_count for segment in searcher.segments)
 
     @property
@@ -90,14 +90,29 @@ class SearchedView:
     @property
     def tail_rows(self) -> int:
         """Rows in memory, not yet in any checkpoint."""
-        return sum(tail.rows for tail in self.searcher.tails)
+        return sum(tail.count for tail in self.searcher.tails)
 
     @property
     def unbuilt_rows(self) -> int:
-        """Rows that every search scans exactly: tails and flat segments."""
+        """Rows that have not got their index yet: every search scans them all."""
         searcher = self.searcher
         flat = sum(segment.rows for segment in searcher.segments if not segment.is_built)
-        return flat + sum(tail.rows for tail in searcher.tails)
+        return flat + sum(tail.count for tail in searcher.tails)
+
+    @property
+    def built_position(self) -> int:
+        """The offset of the oldest row that no index holds; our position when there is none."""
+        searcher = self.searcher
+        flat = [int(segment.offsets.min()) for segment in searcher.segments if not segment.is_built and segment.rows]
+        tails = [int(tail.offsets[tail.first]) for tail in searcher.tails if tail.count]
+        return min([*flat, *tails, self.position])
+
+    @property
+    def scan_cost(self) -> float:
+        """What every search scans, in rows compared exactly."""
+        searcher = self.searcher
+        in_tails = sum(tail.scan_cost for tail in searcher.tails)
+        return in_tails + sum(segment.scan_cost for segment in searcher.segments)
 
     def recent_row(self, id_: bytes) -> tuple[Tail, int] | None:
         """The tail and row that hold an id's newest version, None when no tail does."""

@@ -1,4 +1,6 @@
-"""The newest rows of a partition: a preallocated append-only buffer in memory, searched exactly.
+"""The newest rows of a partition: a preallocated append-only buffer in memory.
+
+Searched exactly, or by codes of its first rows (an index of kind `pq`, see `index.py`) and exactly beyond them.
 
 Invariants: a published row (below `rows`) never moves; a killed row only has its first component set to NaN
 (`firsts` keeps it, so that a reader who found the row just before still gets the vector that was written).
@@ -7,7 +9,9 @@ gets no more rows. Knows nothing of files. `segment.py` is its counterpart on di
 questions by row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -16,11 +20,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from tidemark.collection import Metric
+from tidemark import index
+from tidemark.collection import IndexParameters, Metric
 from tidemark.exact import exact_search
+from tidemark.index import Donor, SearchParameters
 from tidemark.record import Batch
 from tidemark.rows import Rows
-from tidemark.shared_memory import Region, fence, room
+from tidemark.shared_memory import Document, Region, fence, room
 
 # Bytes of ids, and of metadata, in a tail: one row has at most 1 KiB and 64 KiB of them (record.py).
 TEXT_BYTES = 32 * 2**20
@@ -32,6 +38,7 @@ class TailPlace(msgspec.Struct, frozen=True):
     region: str
     capacity: int
     base: int
+    first: int
 
 
 class _Texts:
@@ -54,11 +61,6 @@ class _Texts:
         self.heap[start : start + len(text)] = np.frombuffer(text, np.uint8)
         self.ends[first + 1 : first + 1 + len(strings)] = start + np.cumsum(lengths)
 
-    def copy_from(self, other: "_Texts", first: int, stop: int) -> None:
-        ends = other.ends[first : stop + 1]
-        self.heap[: ends[-1] - ends[0]] = other.heap[ends[0] : ends[-1]]
-        self.ends[: len(ends)] = ends - ends[0]
-
     def of(self, row: int) -> bytes:
         return self.heap[self.ends[row] : self.ends[row + 1]].tobytes()
 
@@ -69,13 +71,23 @@ class _Texts:
 
 
 class Tail:
-    """Rows `base` to `base + rows` of a view's running row number."""
+    """A buffer for the rows from `base` on of a view's running row number.
+
+    Its own rows are [first, rows): those before `first` are in a segment by now, and are passed over.
+    """
 
     def __init__(
-        self, dimension: int, capacity: int, base: int, shared: bool = False, region: Region | None = None
+        self,
+        dimension: int,
+        capacity: int,
+        base: int,
+        shared: bool = False,
+        region: Region | None = None,
+        first: int = 0,
     ) -> None:
         self.base = base
         self.capacity = capacity
+        self.first = first
         self.region = region or Region(_size(dimension, capacity), shared)
         take = self.region.take
         self._words: NDArray[np.int64] = take(np.int64, 2)  # rows, dead rows
@@ -86,34 +98,58 @@ class Tail:
         self.digests: NDArray[np.uint64] = take(np.uint64, capacity)
         self.hashes: NDArray[np.uint64] = take(np.uint64, capacity)
         self.dead: NDArray[np.bool_] = take(np.bool_, capacity)
+        self._dead_before = int(np.count_nonzero(self.dead[:first]))
+        self._codes = Document(self.region, _codes_bytes(dimension, capacity))
+        self._encoder: tuple[Any, int] | None = None  # the writer's index, to which rows are added, and its k_factor
+        self._can_encode = True
+        self._coded = _Coded()
         self._ids = _Texts(self.region, capacity)
         self._metadata = _Texts(self.region, capacity)
 
     @classmethod
     def open(cls, place: TailPlace, dimension: int) -> "Tail":
         """Another process's tail; raises FileNotFoundError when it is gone."""
-        return cls(dimension, place.capacity, place.base, region=Region.open(place.region))
+        return cls(dimension, place.capacity, place.base, region=Region.open(place.region), first=place.first)
+
+    def without(self, first: int) -> "Tail":
+        """The same buffer without the rows before `first`."""
+        tail = copy(self)
+        tail.first = first
+        tail._dead_before = int(np.count_nonzero(self.dead[:first]))
+        return tail
 
     @property
     def place(self) -> TailPlace:
         assert self.region.name is not None
-        return TailPlace(self.region.name, self.capacity, self.base)
+        return TailPlace(self.region.name, self.capacity, self.base, self.first)
 
     @property
     def rows(self) -> int:
         return int(self._words[0])
 
     @property
+    def count(self) -> int:
+        """How many rows are ours."""
+        return self.rows - self.first
+
+    @property
+    def start(self) -> int:
+        """The view's number of our first row."""
+        return self.base + self.first
+
+    @property
     def dead_rows(self) -> int:
-        return int(self._words[1])
+        return int(self._words[1]) - self._dead_before
 
     def dead_mask(self) -> NDArray[np.bool_]:
-        """Which of the rows so far are dead, bool (rows,)."""
-        return self.dead[: self.rows].copy()
+        """Which of the rows so far are dead, or not ours, bool (rows,)."""
+        mask = self.dead[: self.rows].copy()
+        mask[: self.first] = True
+        return mask
 
     @property
     def live_rows(self) -> NDArray[np.int64]:
-        return np.flatnonzero(~self.dead[: self.rows])
+        return np.flatnonzero(~self.dead_mask())
 
     def append(self, batch: Batch, start: int) -> int:
         """Append the batch's rows from `start` on, as many as there is room for; returns the first one left over.
@@ -138,15 +174,6 @@ class Tail:
         self._words[0] = last
         return stop
 
-    def copy_from(self, other: "Tail", first: int) -> None:
-        """Become the rows of another tail from `first` on; nobody reads us yet."""
-        stop, rows = other.rows, other.rows - first
-        for name in ("vectors", "firsts", "offsets", "timestamps", "digests", "hashes", "dead"):
-            getattr(self, name)[:rows] = getattr(other, name)[first:stop]
-        self._ids.copy_from(other._ids, first, stop)
-        self._metadata.copy_from(other._metadata, first, stop)
-        self._words[:] = rows, np.count_nonzero(self.dead[:rows])
-
     def kill(self, rows: NDArray[np.int64]) -> int:
         """Mark live rows dead; returns the sum of their digests modulo 2**64."""
         self.dead[rows] = True
@@ -154,29 +181,79 @@ class Tail:
         self._words[1] += len(rows)
         return int(self.digests[rows].sum())
 
+    def encode(self, metric: Metric, parameters: IndexParameters, donor: Donor | None) -> Donor | None:
+        """Make codes of all rows so far, with a donor's codebooks while they fit; returns the codebooks to use next.
+
+        Rows that codes cannot tell apart stay without, and the tail is searched exactly.
+        """
+        first, stop = self.coded, self.rows
+        vectors = self.vectors[first:stop].copy()
+        vectors[:, 0] = self.firsts[first:stop]  # without the NaN of dead rows
+        if self._encoder is None:
+            built, found = index.build(vectors, metric, parameters, self.base, donor)
+            if found.recall < parameters.recall_target - index.DRIFT_MAX:
+                self._can_encode = False
+                return None
+            self._encoder = built, found.k_factor
+            donor = Donor(index.emptied(built), found, parameters.recall_target - index.DRIFT_MAX)
+        else:
+            self._encoder[0].add(vectors)
+        built, k_factor = self._encoder
+        self._codes.write(np.array([stop, k_factor], np.int64).tobytes() + index.to_bytes(built))
+        return donor
+
+    @property
+    def coded(self) -> int:
+        """How many rows have codes."""
+        return self._newest_codes().rows
+
+    @property
+    def uncoded(self) -> int:
+        """How many rows could get codes; 0 where codes are of no use."""
+        return self.rows - self.coded if self._can_encode else 0
+
+    def _newest_codes(self) -> "_Coded":
+        if self._coded.version != self._codes.version:
+            version, content = self._codes.read()
+            rows, k_factor = np.frombuffer(content[:16], np.int64).tolist()
+            found = index.from_bytes(content[16:])
+            self._coded = _Coded(version, rows, found, SearchParameters(1, k_factor))
+        return self._coded
+
+    @property
+    def scan_cost(self) -> float:
+        """What a search scans, in rows compared exactly."""
+        coded = max(0, min(self.coded, self.rows) - self.first)
+        return self.count - coded * (1 - index.PQ_SCAN_COST)
+
     def search(
-        self, queries: NDArray[np.float32], k: int, metric: Metric, start: int, stop: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """FAISS distances and row numbers of rows [start, stop)."""
-        distances, labels = exact_search(self.vectors[start:stop], queries, k, metric)
-        if start:
-            labels[labels >= 0] += start
-        return distances, labels
+        self, queries: NDArray[np.float32], k: int, metric: Metric, start: int, stop: int, effort: float, exact: bool
+    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+        """FAISS distances and row numbers of rows [start, stop): of those that have codes, and of the others."""
+        coded = self._newest_codes()
+        if not exact and start == self.first and start < coded.rows <= stop:
+            live = np.packbits(~self.dead_mask()[: coded.rows], bitorder="little")
+            distances, labels = index.search(
+                coded.index, self.vectors, queries, k, metric, coded.parameters, live, effort
+            )
+            labels[np.isnan(distances)] = -1  # killed meanwhile
+            yield distances, labels
+            start = coded.rows
+        if start < stop:
+            distances, labels = exact_search(self.vectors[start:stop], queries, k, metric)
+            if start:
+                labels[labels >= 0] += start
+            yield distances, labels
 
     def find(self, hash_: np.uint64, id_: bytes) -> int | None:
         """The live row that holds an id, whose hash is given; None when there is none."""
         for row in np.flatnonzero(self.hashes[: self.rows] == hash_).tolist():
-            if not self.dead[row] and self.id_of(row) == id_:
+            if row >= self.first and not self.dead[row] and self.id_of(row) == id_:
                 return int(row)
         return None
 
     def id_of(self, row: int) -> bytes:
         return self._ids.of(row)
-
-    def ids_from(self, first: int, stop: int) -> list[bytes]:
-        """The ids of rows [first, stop)."""
-        ids: list[bytes] = self._ids.column(stop)[first:].to_pylist()
-        return ids
 
     def offset_of(self, row: int) -> int:
         return int(self.offsets[row])
@@ -210,9 +287,25 @@ class Tail:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Coded:
+    """An index over the first `rows` rows, as of a version of the codes' document."""
+
+    version: int = 0
+    rows: int = 0
+    index: Any = None
+    parameters: SearchParameters = field(default_factory=SearchParameters)
+
+
+def _codes_bytes(dimension: int, capacity: int) -> int:
+    """Room for the codes' document: at most 4 bits a dimension and 8 bytes a row, and the codebooks."""
+    return capacity * (dimension // 2 + 16) + 256 * dimension + 65_536
+
+
 def _size(dimension: int, capacity: int) -> int:
     columns = [np.float32, np.int64, np.int64, np.uint64, np.uint64, np.bool_]
     size = room(np.int64, 2) + room(np.float32, capacity, dimension) + 2 * _Texts.size(capacity)
+    size += Document.size(_codes_bytes(dimension, capacity))
     return size + sum(room(kind, capacity) for kind in columns)
 
 

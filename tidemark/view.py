@@ -12,6 +12,7 @@ published only after its kills, so a search finds an id's newest version at its 
 Knows nothing of Kafka, manifests or HTTP. Reading is in `searcher.py`.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemark.collection import Collection
+from tidemark.index import Donor
 from tidemark.record import Batch, hash_ids
 from tidemark.rows import Rows, concatenate
 from tidemark.segment import Segment
@@ -41,6 +43,8 @@ from tidemark.tail import Tail
 # Memory of a tail, taken as it fills: 65,536 rows up to 128-d. Each tail is one FAISS call per search, and each call
 # waits for the interpreter lock twice, so few large tails are searched sooner than many small ones.
 TAIL_BYTES = 32 * 2**20
+# 8,192 rows of 128-d are scanned exactly in 60 to 170 us.
+ENCODED_NUMBERS = 8_192 * 128
 TAIL_ROWS_MIN, TAIL_ROWS_MAX = 1_024, 65_536
 DIGEST_MODULUS = 2**64
 
@@ -56,6 +60,7 @@ class View(SearchedView):
         self._structure = Document() if shared else None
         self.digest = 0
         self.leader_epoch = -1
+        self._donor: Donor | None = None
         self._tail_rows = tail_rows or min(TAIL_ROWS_MAX, max(TAIL_ROWS_MIN, TAIL_BYTES // collection.row_bytes))
         self._recent: dict[bytes, int] = {}
         self._deletes: list[tuple[int, bytes]] = []
@@ -98,11 +103,9 @@ class View(SearchedView):
     def apply(self, batch: Batch) -> None:
         """Make a batch visible to the next search; its records start at or after our position."""
         ids = batch.ids + batch.deleted_ids
-        hashes = np.concatenate([batch.hashes, batch.deleted_hashes])
-        old_recent = [row for row in map(self._recent.get, ids) if row is not None]
-        old_in_segments = [
-            (segment, rows) for segment in self.searcher.segments if len(rows := segment.find(hashes, ids))
-        ]
+        start = self.searcher.tails[0].start
+        old_recent = [row for row in map(self._recent.get, ids) if row is not None and row >= start]
+        old_in_segments = self._find(np.concatenate([batch.hashes, batch.deleted_hashes]), ids)
         self._append(batch)
         for id_ in batch.deleted_ids:
             self._recent.pop(id_, None)
@@ -115,6 +118,27 @@ class View(SearchedView):
             self.digest = (self.digest + int(batch.digests.sum())) % DIGEST_MODULUS
         self.leader_epoch = batch.leader_epoch
         self._change(position=batch.position, newest_timestamp=batch.newest_timestamp)
+
+    def _find(self, hashes: NDArray[np.uint64], ids: list[bytes]) -> list[tuple[Segment, NDArray[np.int64]]]:
+        """The live rows of our segments that hold one of the ids.
+
+        Looked up in the order of their hashes: each search goes on where the one before ended, in the same pages.
+        """
+        order = np.argsort(hashes)
+        hashes, ids = hashes[order], [ids[at] for at in order.tolist()]
+        found = ((segment, segment.find(hashes, ids)) for segment in self.searcher.segments)
+        return [(segment, rows) for segment, rows in found if len(rows)]
+
+    def encode(self) -> None:
+        """Make codes of rows in memory when there are many: scans of them cost an eighth, for 3 us a row."""
+        parameters = self.collection.index
+        if parameters.kind == "flat":
+            return
+        rows_least = max(TAIL_ROWS_MIN, ENCODED_NUMBERS // self.collection.dimension)
+        for tail in self.searcher.tails:
+            if tail.uncoded >= rows_least:
+                codes = replace(parameters, kind="pq", ann_rows_min=0)
+                self._donor = tail.encode(self.collection.metric, codes, self._donor)
 
     def advance(self, position: int) -> None:
         """Move over offsets that hold no records: transaction markers, compacted ends, bad records."""
@@ -210,40 +234,51 @@ class View(SearchedView):
         tails = self._tails_from(position)
         self._deletes = [(at, id_) for at, id_ in self._deletes if at > position]
         self._kill_in_new([segment for segment in segments if segment not in held], tails)
-        first = tails[0].base
-        dropped = [
-            id_ for tail in self.searcher.tails for id_ in tail.ids_from(0, max(0, min(tail.rows, first - tail.base)))
-        ]
         self._checkpoint = position
         self._change(segments=tuple(segments), tails=tails)
-        for id_ in dropped:
-            if self._recent.get(id_, first) < first:
-                del self._recent[id_]
+        if len(self._recent) > 2 * sum(tail.count for tail in tails) + TAIL_ROWS_MAX:
+            start = tails[0].start
+            self._recent = {id_: row for id_, row in self._recent.items() if row >= start}
 
     def _kill_in_new(self, segments: Sequence[Segment], tails: Sequence[Tail]) -> None:
         """Kill in segments as of a manifest what was replaced or deleted since, by the rows of our tails."""
         deleted = [id_ for _, id_ in self._deletes]
-        ids = [id_ for tail in tails for id_ in tail.ids_from(0, tail.rows)] + deleted
-        hashes = np.concatenate([*(tail.hashes[: tail.rows] for tail in tails), hash_ids(deleted)])
+        hashes = np.concatenate([*(tail.hashes[tail.first : tail.rows] for tail in tails), hash_ids(deleted)])
+        order = np.argsort(hashes)
+        ids = _Ids(tails, deleted, order)
         for segment in segments:
-            if ids and len(rows := segment.find(hashes, ids)):
+            if len(rows := segment.find(hashes[order], ids)):
                 segment.kill(np.unique(rows))
 
     def _tails_from(self, position: int) -> tuple[Tail, ...]:
-        """Our tails without the rows before `position`; a tail that has both is copied."""
+        """Our tails without the rows before `position`."""
         tails = []
         for tail in self.searcher.tails:
             first = int(np.searchsorted(tail.offsets[: tail.rows], position))
-            if first == 0:
+            if first <= tail.first:
                 tails.append(tail)
             elif first < tail.rows or tail is self.searcher.tails[-1]:
-                tails.append(self._copy_from(tail, first))
+                tails.append(tail.without(first))
         return tuple(tails)
 
-    def _copy_from(self, tail: Tail, first: int) -> Tail:
-        copy = self._new_tail(tail.base + first)
-        copy.copy_from(tail, first)
-        return copy
+
+class _Ids(Sequence[bytes]):
+    """The ids of tails' rows and of deletes, in another order; read one by one, for few are asked for."""
+
+    def __init__(self, tails: Sequence[Tail], deleted: Sequence[bytes], order: NDArray[np.int64]) -> None:
+        self._tails, self._deleted, self._order = tails, deleted, order
+        self._ends = np.cumsum([tail.count for tail in tails]).tolist()
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, at: Any) -> Any:
+        row = int(self._order[at])
+        number = bisect_right(self._ends, row)
+        if number == len(self._tails):
+            return self._deleted[row - self._ends[-1]]
+        tail = self._tails[number]
+        return tail.id_of(tail.first + row - (self._ends[number - 1] if number else 0))
 
 
 def _place(segment: Segment) -> SegmentPlace:
