@@ -26,7 +26,7 @@ from tidemark.snapshot import SearchedView
 
 T = TypeVar("T")
 # Numbers compared on the event loop: 20k rows of 128-d take 0.4 ms.
-INLINE_NUMBERS_MAX = 20_000 * 128
+INLINE_NUMBERS_MAX = 200_000 * 128
 # One query of an index takes 0.1 to 0.15 ms, as long as a scan of 6k rows of 128-d.
 INDEX_NUMBERS = 6_000 * 128
 FRESHNESS_POLL_S = 0.002

@@ -35,7 +35,7 @@ class Workers:
             if worker.process is None and time.monotonic() >= worker.not_before:
                 worker.started_at = time.monotonic()
                 worker.process = subprocess.Popen(
-                    self._command, pass_fds=[self._listener], env=self._environment, start_new_session=True
+                    self._command, pass_fds=[self._listener], env=self._environment, process_group=0
                 )
 
     def stop(self) -> None:

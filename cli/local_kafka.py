@@ -188,7 +188,7 @@ class LocalKafka:
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=subprocess.STDOUT,
-                        start_new_session=True,  # Ctrl-C in a terminal is ours to pass on, in our order
+                        process_group=0,  # Ctrl-C in a terminal is ours to pass on, in our order
                     )
             except BaseException as error:
                 started.set_exception(error)

@@ -24,7 +24,7 @@ def replay(collection: str, start: str, index: str, config: Path | None) -> str:
     # To a file: a pipe that nobody reads would stop the child, and its log would cut through the bar.
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, process_group=0
         )
         assert process.stdout is not None
         with process.stdout:

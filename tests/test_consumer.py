@@ -12,6 +12,7 @@ from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from cli.ports import free_port
+from tests.processes import children
 from tests.services import DIMENSION, Deployment, vectors, wait_until
 from tests.test_crash_points import opened
 from tidemark import searcher
@@ -184,15 +185,10 @@ def test_a_builder_that_is_killed_is_started_again(deploy: MakeDeployment) -> No
     consumer = deployed.start("consumer")
     deployed.produce(_upserts(2_000))
     wait_until(lambda: "built ivfpq" in consumer.text, 30, consumer.text)
-    os.kill(int(_children(consumer.process.pid)[0]), signal.SIGKILL)
+    os.kill(children(consumer.process.pid).pop(), signal.SIGKILL)
     deployed.produce(_upserts(2_000, prefix="more"))
     wait_until(lambda: consumer.text.count("built ivfpq") >= 2, 30, consumer.text)
     assert consumer.process.poll() is None
-
-
-def _children(pid: int) -> list[str]:
-    with open(f"/proc/{pid}/task/{pid}/children") as children:
-        return children.read().split()
 
 
 def test_a_checkpoint_of_another_dimension_is_refused(deploy: MakeDeployment) -> None:

@@ -1,5 +1,6 @@
 """What a replica does while checkpoints, generations, brokers and processes come and go."""
 
+import contextlib
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import httpx
 import pytest
 
 from cli.local_kafka import LocalKafka
+from tests.processes import children, has_ended
 from tests.running import World, eventually, rows, world
 from tidemark.topic import Topics
 
@@ -125,6 +127,35 @@ def test_an_api_started_late_or_killed_serves_the_same_digest(kafka: str, tmp_pa
         for client in (late, again):
             wait_until_applied(client, positions)
         assert states(late) == states(again)
+
+
+def test_a_killed_http_worker_is_started_again_and_searches_all_rows(kafka: str, tmp_path: Path) -> None:
+    with world(tmp_path, kafka, partitions=1, api="workers = 2") as made:
+        process, client = made.ready_api()
+        made.consumer()
+        vectors = rows(1_000)
+        wait_until_applied(client, made.produce(vectors))
+        for worker in children(process.child.pid):
+            os.kill(worker, signal.SIGKILL)
+        eventually(lambda: len(children(process.child.pid)) == 2)
+
+        def searched() -> bool:
+            with contextlib.suppress(httpx.TransportError):
+                answer = client.post(SEARCH, json={"vectors": vectors[:50].tolist(), "k": 1, "exact": True})
+                return [hits[0]["id"] for hits in answer.json()["results"]] == [f"row-{n}" for n in range(50)]
+            return False
+
+        eventually(searched)
+        assert process.stop() == 0
+
+
+def test_http_workers_die_with_the_replica(kafka: str, tmp_path: Path) -> None:
+    with world(tmp_path, kafka, partitions=1, api="workers = 2") as made:
+        process, _ = made.ready_api()
+        workers = children(process.child.pid)
+        assert len(workers) == 2
+        process.stop(signal.SIGKILL)
+        eventually(lambda: all(has_ended(worker) for worker in workers))
 
 
 def test_a_replica_behind_a_manifest_takes_its_kills_too(kafka: str, tmp_path: Path) -> None:

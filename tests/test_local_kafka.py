@@ -23,6 +23,7 @@ from cli import kafka_jars
 from cli.broker import Broker, container_environment, open_broker, volume_name
 from cli.kafka_jars import Jar
 from cli.local_kafka import LocalKafka
+from tests.processes import has_ended
 from tidemark.errors import BadConfiguration, BrokerUnreachable, StoreUnavailable
 from tidemark.topic import Topics
 
@@ -61,14 +62,6 @@ def _until(true: Callable[[], bool], within_s: float = 10.0) -> bool:
             return False
         time.sleep(0.02)
     return True
-
-
-def _has_ended(pid: int) -> bool:
-    """Gone, or a zombie that its new parent has not collected yet."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
 
 
 def _produce(servers: str, topic: str, value: str) -> None:
@@ -125,9 +118,9 @@ def test_broker_dies_when_its_parent_is_killed_with_sigkill(tmp_path: Path) -> N
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
-        assert not _has_ended(pid)
+        assert not has_ended(pid)
         parent.kill()
-        assert _until(lambda: _has_ended(pid))
+        assert _until(lambda: has_ended(pid))
 
 
 def test_second_broker_on_one_data_directory_is_refused(broker: LocalKafka) -> None:

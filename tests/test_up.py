@@ -1,6 +1,5 @@
 """`tidemark up` as a user runs it: it loads, continues, repairs itself, stops, and leaves no process behind."""
 
-import contextlib
 import json
 import os
 import re
@@ -19,28 +18,11 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.processes import below, has_ended
 from tests.services import wait_until
 from tidemark.topic import Topics
 
 READY_S = 90.0
-
-
-def has_ended(pid: int) -> bool:
-    """Gone, or a zombie that its new parent has not collected yet."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
-
-
-def below(pid: int) -> set[int]:
-    """Every process that descends from it."""
-    children = Path(f"/proc/{pid}/task").glob("*/children")
-    found: set[int] = set()
-    for path in children:
-        with contextlib.suppress(OSError):
-            found |= {int(child) for child in path.read_text().split()}
-    return found.union(*(below(child) for child in found))
 
 
 @dataclass(slots=True)

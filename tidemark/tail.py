@@ -186,7 +186,7 @@ class Tail:
 
         Rows that codes cannot tell apart stay without, and the tail is searched exactly.
         """
-        first, stop = self.coded, self.rows
+        first, stop = self.rows - self.uncoded, self.rows
         vectors = self.vectors[first:stop].copy()
         vectors[:, 0] = self.firsts[first:stop]  # without the NaN of dead rows
         if self._encoder is None:
@@ -203,34 +203,30 @@ class Tail:
         return donor
 
     @property
-    def coded(self) -> int:
-        """How many rows have codes."""
-        return self._newest_codes().rows
-
-    @property
     def uncoded(self) -> int:
         """How many rows could get codes; 0 where codes are of no use."""
-        return self.rows - self.coded if self._can_encode else 0
+        encoded = self._encoder[0].ntotal if self._encoder else 0
+        return self.rows - encoded if self._can_encode else 0
 
-    def _newest_codes(self) -> "_Coded":
+    def open_codes(self) -> None:
+        """Search by the newest codes from now on. Opening them takes milliseconds: not for a search to do."""
         if self._coded.version != self._codes.version:
             version, content = self._codes.read()
             rows, k_factor = np.frombuffer(content[:16], np.int64).tolist()
             found = index.from_bytes(content[16:])
             self._coded = _Coded(version, rows, found, SearchParameters(1, k_factor))
-        return self._coded
 
     @property
     def scan_cost(self) -> float:
         """What a search scans, in rows compared exactly."""
-        coded = max(0, min(self.coded, self.rows) - self.first)
+        coded = max(0, min(self._coded.rows, self.rows) - self.first)
         return self.count - coded * (1 - index.PQ_SCAN_COST)
 
     def search(
         self, queries: NDArray[np.float32], k: int, metric: Metric, start: int, stop: int, effort: float, exact: bool
     ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
         """FAISS distances and row numbers of rows [start, stop): of those that have codes, and of the others."""
-        coded = self._newest_codes()
+        coded = self._coded
         if not exact and start == self.first and start < coded.rows <= stop:
             live = np.packbits(~self.dead_mask()[: coded.rows], bitorder="little")
             distances, labels = index.search(
