@@ -95,7 +95,7 @@ class Follower:
     # -- the thread ----------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        service.give_way()
+        service.give_way(service.FOLLOWER_NICE)
         log: Log | None = None
         try:
             log = Log(self._settings.kafka)

@@ -6,12 +6,13 @@ seconds, and the latency of the produce() calls.
 
 import argparse
 import json
+import os
 import time
 
 import numpy as np
 from confluent_kafka import Producer
 
-from benchmarks import sift
+from benchmarks import machine, sift
 from tidemark.kafka_settings import producer_settings
 
 BURST_S = 0.005
@@ -27,6 +28,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
+    os.nice(machine.NICE)
     rows = sift.load(arguments.rows).base
     random = np.random.default_rng(arguments.seed)
     settings: dict[str, str | int | float | bool] = {

@@ -1,11 +1,17 @@
 """What a figure was measured on: printed with every table and kept in every result."""
 
+import contextlib
 import os
 import platform
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
+from tidemark import service
 from tidemark.exact import simd_level
+
+# As builds have, below followers and consumers.
+NICE = service.BUILD_NICE
 
 
 def describe(seed: int) -> dict[str, Any]:
@@ -27,15 +33,33 @@ def describe(seed: int) -> dict[str, Any]:
 
 
 def private_rss_mb(pid: int) -> float:
-    """Memory that is this process's own (anonymous, and mapped pages it has changed), in MB.
+    """Memory of a process and of those it started that no file holds: their own and what they share, in MB.
 
     Mapped files are left out: another replica on the machine would share them.
     """
-    with open(f"/proc/{pid}/smaps_rollup") as lines:
-        return next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) / 1024
+    return sum(_rollup_mb(one, "Pss_Anon") + _rollup_mb(one, "Pss_Shmem") for one in family(pid))
 
 
 def rss_mb(pid: int) -> float:
-    """Resident memory with everything mapped, in MB."""
-    with open(f"/proc/{pid}/status") as lines:
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
+    """Resident memory of a process and of those it started, with everything mapped, in MB."""
+    return sum(_rollup_mb(one, "Pss") for one in family(pid))
+
+
+def _rollup_mb(pid: int, name: str) -> float:
+    with open(f"/proc/{pid}/smaps_rollup") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
+
+
+def family(pid: int) -> list[int]:
+    """A process and all that descend from it."""
+    children = [
+        int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()
+    ]
+    return [pid, *(member for child in children for member in family(child))]
+
+
+def give_way(pid: int) -> None:
+    """Lower the priority of a process that stands for another machine, so that it does not take ours from searches."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(ProcessLookupError):
+            os.setpriority(os.PRIO_PROCESS, int(task.name), NICE)

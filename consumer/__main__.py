@@ -35,7 +35,7 @@ def main() -> None:
         service.die_with_parent()
     settings = load(arguments.config)
     service.log_to_stderr(settings.log_format)
-    service.give_way()
+    service.give_way(service.CONSUMER_NICE)
     if arguments.command == "replay":
         _replay(settings, arguments)
     else:

@@ -8,7 +8,6 @@ exists only when the consumer's next manifest names it. `builder.py` is the pare
 
 import base64
 import contextlib
-import ctypes
 import os
 import signal
 import sys
@@ -19,16 +18,13 @@ import faiss
 import msgspec
 import numpy as np
 
-from tidemark import layout
+from tidemark import layout, service
 from tidemark.collection import IndexParameters
 from tidemark.crash_point import reach
 from tidemark.index import Donor, SearchParameters, donor_from
 from tidemark.manifest import SegmentEntry
 from tidemark.rows import concatenate
 from tidemark.segment import Segment, verify_file, write_segment
-
-_PR_SET_PDEATHSIG = 1
-BUILD_NICE = 5
 
 
 class Input(msgspec.Struct, frozen=True):
@@ -90,28 +86,22 @@ def _donor(directory: Path, entry: SegmentEntry | None, parameters: IndexParamet
     return donor_from(path, SearchParameters(entry.effort, entry.k_factor, entry.recall), parameters.recall_target)
 
 
-def _die_with_parent() -> None:
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def _give_way(idle_only: bool) -> None:
     """Run after searches and after who applies records, or only when nothing else wants the cores.
 
     The latter is for a backlog: who waits for idle cores may wait for ever while searches keep them busy.
     """
+    service.give_way(service.BUILD_NICE)
     with contextlib.suppress(OSError, AttributeError):
         if idle_only:
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-            return
-    with contextlib.suppress(OSError):
-        os.nice(19 if idle_only else BUILD_NICE)
 
 
 def _run_apart(job: Job) -> int:
     """Do the job in a process of its own, which gives way and gives its memory back; its exit status."""
     pid = os.fork()
     if pid == 0:
-        _die_with_parent()
+        service.die_with_parent(signal.SIGKILL)
         _give_way(job.idle_only)
         sys.stdout.buffer.write(msgspec.json.encode(run(job)) + b"\n")
         sys.stdout.buffer.flush()
@@ -120,7 +110,7 @@ def _run_apart(job: Job) -> int:
 
 
 def main() -> None:
-    _die_with_parent()
+    service.die_with_parent(signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if os.getppid() == 1:
         return

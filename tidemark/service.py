@@ -22,8 +22,8 @@ EXIT_CONFIGURATION = 78
 EXIT_UNAVAILABLE = 69
 
 _PR_SET_PDEATHSIG = 1
-# A third of the share of a core that a search gets while both want it.
-NICE = 5
+# Where cores are short, searches go first; each of these gets a third of the share of the one before.
+FOLLOWER_NICE, CONSUMER_NICE, BUILD_NICE = 5, 10, 15
 
 
 class _JsonFormatter(logging.Formatter):
@@ -65,10 +65,10 @@ def die_with_parent(number: int = signal.SIGTERM) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number)
 
 
-def give_way() -> None:
-    """Let searches on the same cores go first: lower the priority of the calling thread and of those it starts."""
+def give_way(nice: int) -> None:
+    """Let who is more urgent go first: the priority of the calling thread and of those it starts."""
     with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
 
 
 def run(main: Callable[[], None]) -> None:
