@@ -6,7 +6,6 @@ stored already goes to the partition that holds it, whatever partitioner its fir
 """
 
 import asyncio
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,7 +21,7 @@ from tidemark import searcher
 from tidemark.collection import Collection
 from tidemark.errors import BadQuery, BrokerUnreachable, Overloaded
 from tidemark.kafka_settings import Settings, producer_settings
-from tidemark.record import METADATA_BYTES_MAX, next_position
+from tidemark.record import METADATA_BYTES_MAX, first_unmeasurable, next_position
 
 _decode_object = msgspec.json.Decoder(dict[str, object]).decode
 PARTITIONER = -1  # librdkafka's "let the partitioner choose"
@@ -131,10 +130,8 @@ def _upsert(upsert: Upsert, collection: Collection) -> Record:
         )
     with np.errstate(over="ignore"):
         vector = np.array(upsert.vector, np.float64).astype("<f4")
-    if not np.isfinite(vector).all():
-        raise BadQuery("the vector holds a number beyond float32")
-    if collection.metric == "cosine" and math.fsum(map(abs, vector.tolist())) == 0:
-        raise BadQuery("a zero vector has no direction under cosine")
+    if problem := first_unmeasurable(vector[None, :], collection.metric):
+        raise BadQuery(problem[1])
     metadata = _metadata(upsert)
     if collection.format == "json":
         value = {"vector": vector.tolist(), "metadata": None if metadata is None else orjson.Fragment(metadata)}

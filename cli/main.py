@@ -63,6 +63,18 @@ def up(
 
 
 @app.command()
+def sample(config: Config = None) -> None:
+    """Load the sample data into the collection `docs` of services that run already; `up` does so by itself.
+
+    Example: tidemark sample --config tidemark.toml
+    """
+    from cli.sample_load import load_sample
+
+    loaded = load_sample(config)
+    typer.echo("the sample data is there already" if loaded is None else f"{loaded} documents are loaded")
+
+
+@app.command()
 def consumer(config: Config = None) -> None:
     """Run the indexer service.
 

@@ -17,7 +17,7 @@ from cli.exits import NotFound
 from tidemark import id as ids
 from tidemark.collection import Collection
 from tidemark.errors import BadConfiguration, BadQuery
-from tidemark.record import METADATA_BYTES_MAX, SQUARED_NORM_MAX
+from tidemark.record import METADATA_BYTES_MAX, first_unmeasurable
 
 Item = tuple[bytes, bytes | None, bytes | None]  # key, value (None: a delete), metadata
 # Rows of an .npy file checked at once: a few MB, and fewer than a millisecond between two blocks.
@@ -111,20 +111,7 @@ def _first_problem(vectors: "np.ndarray[Any, Any]", collection: Collection) -> t
             f"the vector has {vectors.shape[1]} numbers, "
             f"collection {collection.name!r} has dimension {collection.dimension}"
         )
-    with np.errstate(over="ignore", invalid="ignore"):
-        finite = np.isfinite(vectors).all(axis=1)
-        if collection.metric == "cosine":
-            good = finite & vectors.any(axis=1)
-        else:
-            good = finite & (np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64) <= SQUARED_NORM_MAX)
-    if good.all():
-        return None
-    row = int(np.argmin(good))
-    if not finite[row]:
-        return row, "the vector holds NaN, an infinity or a number beyond float32"
-    if collection.metric == "cosine":
-        return row, "a zero vector has no direction under cosine"
-    return row, "the vector's numbers are too large for a float32 distance"
+    return first_unmeasurable(vectors, collection.metric)
 
 
 # -- .npy ----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The sample data of `tidemark up`: made in a child process while the services start, then loaded once.
+"""The sample data of `tidemark up` and `tidemark sample`: made in a child process, then loaded once.
 
 The mark that it was loaded is written last, so an interrupted load is repeated (ids are the same: nothing is
 twice), and it names the topic, so another broker gets the data too. `python -m cli.sample_load DIRECTORY` is
@@ -7,6 +7,7 @@ the child; `sample.py` says what the documents and their vectors are.
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +23,7 @@ from tidemark.collection import Collection
 from tidemark.errors import TidemarkError
 from tidemark.manifest import TopicIdentity
 from tidemark.settings import Settings
+from tidemark.topic import Topics
 
 COLLECTION = "docs"
 _VECTORS, _DOCUMENTS, _ENCODER = "vectors.npy", "documents.jsonl", "encoder.npz"
@@ -67,6 +69,23 @@ class SampleLoad:
         mark = {"collection": collection.name, "topic_id": identity.topic_id, **asdict(produced)}
         files.replace(run_files.loaded_marker(), json.dumps(mark).encode())
         return produced.records, produced.positions
+
+
+def load_sample(config: Path | None) -> int | None:
+    """Load the sample data into `docs` of services that run elsewhere; how many records, None when it was there."""
+    settings = run_files.settings(config)
+    collection = settings.collection(COLLECTION)
+    identity = Topics(settings.kafka).identity(collection.topic)
+    sample = SampleLoad()
+    if sample.is_loaded(collection, identity):
+        return None
+    sample.begin()
+    try:
+        while not sample.is_made():
+            time.sleep(0.05)
+        return sample.load(collection, settings, identity, check_stop=lambda: None)[0]
+    finally:
+        sample.child.stop(2.0)
 
 
 def _items(documents: Path, vectors: np.ndarray, check_stop: Callable[[], None]) -> Iterator[Item]:

@@ -15,6 +15,7 @@ from cli.main import app, main
 from cli.ports import free_port
 from tests.services import DIMENSION, Deployment, deployment, vectors, wait_until
 from tidemark import __version__
+from tidemark.settings import load
 
 COMMANDS = sorted(
     command.name or getattr(command.callback, "__name__", "").replace("_", "-") for command in app.registered_commands
@@ -88,7 +89,7 @@ def test_each_command_has_help_with_an_example_that_starts_with_it(command: str,
 
 
 def test_the_commands_are_those_of_the_contract() -> None:
-    contract = "up consumer api produce search lag replay promote generations drop healthcheck"
+    contract = "up sample consumer api produce search lag replay promote generations drop healthcheck"
     assert sorted(contract.split()) == COMMANDS
 
 
@@ -169,7 +170,7 @@ GOOD = {"id": "good", "vector": [400.0] * DIMENSION}
     [
         ('{"id": "x", "vector": [1, 2]}', f"2 numbers, collection 'docs' has dimension {DIMENSION}"),
         (json.dumps({"id": "x", "vector": [1e39] * DIMENSION}), "NaN, an infinity or a number beyond float32"),
-        (json.dumps({"id": "x", "vector": [1e19] * DIMENSION}), "too large for a float32 distance"),
+        (json.dumps({"id": "x", "vector": [1e19] * DIMENSION}), "distances would be infinite"),
         (json.dumps({"id": "x", "vector": [float("nan")] * DIMENSION}), "malformed"),
         (json.dumps({"id": "", "vector": [1.0] * DIMENSION}), "an id is empty"),
         ('{"id": "x"}', 'neither "vector" nor "deleted": true'),
@@ -369,6 +370,31 @@ def test_a_replay_makes_a_generation_that_can_be_promoted_and_dropped(
         assert [row["generation"] for row in json.loads(tidemark("generations", "docs", "--json", *settings)[1])] == [
             "g000001"
         ]
+
+
+def test_the_sample_data_is_loaded_once_and_answers_words(kafka: str, tidemark: Tidemark, tmp_path: Path) -> None:
+    collection = {"dimension": 256, "metric": "cosine"}
+    with deployment(tmp_path, kafka, 2, **{"collections.docs": collection}) as made:
+        code, out, err = tidemark("sample", "--config", str(made.config))
+        assert (code, out.split(" ", 1)[1]) == (0, "documents are loaded\n"), err
+        assert tidemark("sample", "--config", str(made.config))[1] == "the sample data is there already\n"
+        made.start("api")
+        made.wait_until_ready()
+        made.wait_until_applied()
+        api = f"http://127.0.0.1:{made.api_port}"
+        code, out, err = tidemark("search", "docs", "--text", "parse a json string", "-k", "3", "--json", "--api", api)
+        assert code == 0, err
+        assert {hit["id"] for hit in json.loads(out)["hits"]} & {"json.loads", "json.load", "json"}
+
+
+def test_the_compose_file_runs_commands_that_exist_with_settings_that_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).parent.parent
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "kafka:29092")
+    settings = load(root / "deploy" / "compose.toml")
+    text = (root / "docker-compose.yml").read_text()
+    assert set(re.findall(r"    command: \[(\w+)\]", text)) == {"consumer", "api", "sample"} <= set(COMMANDS)
+    assert f"topic in {settings.collection('docs').topic}:" in text
+    assert settings.checkpoint.url.removeprefix("file://") + "\n" in text
 
 
 def test_a_generation_that_is_not_there_is_not_found(docs: Deployment, tidemark: Tidemark) -> None:

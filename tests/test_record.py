@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.messages import delete, message, raw_bytes, upsert, upsert_json
 from tests.model import Operation, row_digest
-from tidemark.collection import Collection
+from tidemark.collection import Collection, Metric
 from tidemark.record import (
     KEY_BYTES_MAX,
     METADATA_BYTES_MAX,
@@ -20,6 +20,7 @@ from tidemark.record import (
     Headers,
     Message,
     decode,
+    first_unmeasurable,
     hash_ids,
     row_digests,
 )
@@ -346,3 +347,15 @@ def test_decoding_never_raises_for_what_a_producer_wrote(
     assert {len(column) for column in columns} == {len(batch.ids)}
     assert np.isfinite(batch.vectors).all()
     assert (np.diff(batch.offsets) > 0).all()
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2", "ip"])
+@pytest.mark.parametrize("number", [0.0, 1.0, 1e-30, 4e17, 6e17, 3e38, float("inf"), float("nan")])
+def test_what_a_producer_checks_is_what_the_consumer_refuses(metric: Metric, number: float) -> None:
+    collection = Collection(name="c", topic="t", dimension=4, metric=metric)
+    vectors = np.array([[1, 2, 3, 4], [number] * 4], np.float32)
+    batch, bad = decode([upsert(n, b"%d" % n, vector) for n, vector in enumerate(vectors)], collection)
+    problem = first_unmeasurable(vectors, metric)
+    assert (problem is None) == (bad == [])
+    assert len(batch.ids) == (2 if problem is None else 1)
+    assert problem is None or problem[0] == 1

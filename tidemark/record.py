@@ -16,7 +16,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from tidemark.collection import Collection
+from tidemark.collection import Collection, Metric
 
 KEY_BYTES_MAX = 1024
 METADATA_BYTES_MAX = 64 * 1024
@@ -314,6 +314,24 @@ class _Decoder:
             else:
                 good = np.einsum("ij,ij->i", matrix, matrix) <= SQUARED_NORM_MAX
         return good
+
+
+def first_unmeasurable(vectors: NDArray[np.float32], metric: Metric) -> tuple[int, str] | None:
+    """The first row of (n, dimension) that the consumer would refuse, and why: for who writes to the topic."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        finite = np.isfinite(vectors).all(axis=1)
+        if metric == "cosine":
+            good = finite & vectors.any(axis=1)
+        else:
+            good = finite & (np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64) <= SQUARED_NORM_MAX)
+    if good.all():
+        return None
+    row = int(np.argmin(good))
+    if not finite[row]:
+        return row, "the vector holds NaN, an infinity or a number beyond float32"
+    if metric == "cosine":
+        return row, "a zero vector has no direction under cosine"
+    return row, f"the vector's squared length is beyond {SQUARED_NORM_MAX:g}: distances would be infinite"
 
 
 class _Refused(Exception):

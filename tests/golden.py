@@ -1,0 +1,51 @@
+"""Writes `tests/golden/`, a checkpoint as version 1 of the format has it: `python -m tests.golden`.
+
+It is made once per version of the format and then kept: later versions must read it (test_golden.py).
+"""
+
+import shutil
+from pathlib import Path
+
+from tests.messages import delete, upsert
+from tests.rows import embeddings
+from tidemark.checkpoint import Checkpoints
+from tidemark.collection import Collection, IndexParameters, SegmentKind
+from tidemark.manifest import TopicIdentity
+from tidemark.record import decode
+from tidemark.segment import Segment, write_segment
+from tidemark.view import View
+
+ROOT = Path(__file__).parent / "golden"
+COLLECTION = Collection(name="docs", topic="docs", dimension=8, metric="cosine")
+KINDS: tuple[SegmentKind, ...] = ("ivfpq", "hnsw", "pq", "flat")
+ROWS = 200
+
+
+def make(root: Path) -> View:
+    """A segment of each kind, each with dead rows: updated by a later one, or deleted."""
+    checkpoints, view = Checkpoints(root, COLLECTION, "g000001", 0), View(COLLECTION, 0)
+    checkpoints.claim(TopicIdentity("cluster", "topic"), None, 0)
+    vectors = embeddings(len(KINDS) * ROWS, COLLECTION.dimension)
+    for number, kind in enumerate(KINDS):
+        first = view.position
+        part = vectors[number * ROWS : (number + 1) * ROWS]
+        ids = [b"id-%d" % (number * ROWS + n if n % 5 else n) for n in range(ROWS)]  # each fifth replaces one
+        messages = [
+            upsert(first + n, id_, vector, b'{"kind":"%s"}' % kind.encode() if n % 2 else None)
+            for n, (id_, vector) in enumerate(zip(ids, part, strict=True))
+        ]
+        messages += [delete(first + ROWS + n, ids[7 * n + 1]) for n in range(5)]
+        view.apply(decode(messages, COLLECTION)[0])
+        rows = view.unsaved_rows()
+        assert rows is not None
+        directory = checkpoints.new_segment_directory()
+        parameters = IndexParameters(kind=kind, ann_rows_min=64)
+        entry = write_segment(directory, rows, COLLECTION.metric, parameters, seed=1)
+        view.saved(Segment(directory, entry, COLLECTION.dimension, COLLECTION.metric))
+    checkpoints.publish(view)
+    return view
+
+
+if __name__ == "__main__":
+    shutil.rmtree(ROOT, ignore_errors=True)
+    make(ROOT)
