@@ -319,7 +319,7 @@ class _Decoder:
 def first_unmeasurable(vectors: NDArray[np.float32], metric: Metric) -> tuple[int, str] | None:
     """The first row of (n, dimension) that the consumer would refuse, and why: for who writes to the topic."""
     with np.errstate(over="ignore", invalid="ignore"):
-        finite: NDArray[np.bool_] = np.isfinite(vectors).all(axis=1)
+        finite: NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(vectors), axis=1)
         if metric == "cosine":
             good = finite & vectors.any(axis=1)
         else:
