@@ -29,7 +29,7 @@ def recall(
     metric: Metric,
 ) -> float:
     truth = exact_search(rows, queries, k, metric)[1]
-    found = index.search(built[0], rows, queries, k, metric, built[1], None)[1]
+    found = index.search(built[0], rows, queries, k, metric, built[1])[1]
     return float(np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(found, truth, strict=True)]))
 
 
@@ -69,7 +69,7 @@ def test_rows_in_sorted_order_are_found_as_well(kind: SegmentKind) -> None:
 def test_rows_that_are_all_the_same_are_answered_and_count_as_found(kind: SegmentKind) -> None:
     rows = np.ones((3_000, 8), np.float32)
     built, search = index.build(rows, "l2", parameters(kind), seed=1)
-    distances, labels = index.search(built, rows, rows[:2], 10, "l2", search, None)
+    distances, labels = index.search(built, rows, rows[:2], 10, "l2", search)
     assert search.recall == 1.0
     assert (distances == 0).all()
     assert all(len(set(line)) == 10 and min(line) >= 0 for line in labels.tolist())
@@ -82,7 +82,7 @@ def test_a_small_segment_can_be_built(kind: SegmentKind, count: int, metric: Met
     rows = embeddings(count, 6)
     built, search = index.build(rows, metric, parameters(kind), seed=1)
     assert 0.5 < search.recall <= 1.0
-    _, labels = index.search(built, rows, rows[:3], count + 5, metric, search, None)
+    _, labels = index.search(built, rows, rows[:3], count + 5, metric, search)
     assert labels.shape == (3, count + 5)
 
 
@@ -96,17 +96,17 @@ def test_a_cleared_bit_is_never_answered(kind: SegmentKind, metric: Metric) -> N
         dead = rng.random(len(rows)) < share
         live = np.packbits(~dead, bitorder="little")
         for k in (1, 10, 500):
-            _, labels = index.search(built, rows, rows[:20], k, metric, search, live)
+            _, labels = index.search(built, rows, rows[:20], k, metric, search, index.Alive(live))
             assert not dead[labels[labels >= 0]].any()
     live[:] = 0xFF
-    assert index.search(built, rows, rows[:1], 1, "l2", search, live)[1][0, 0] >= 0
+    assert index.search(built, rows, rows[:1], 1, "l2", search, index.Alive(live))[1][0, 0] >= 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_answers_are_nearest_first_with_exact_distances(kind: SegmentKind) -> None:
     rows = embeddings(3_000, 16)
     built, search = index.build(rows, "l2", parameters(kind), seed=1)
-    distances, labels = index.search(built, rows, rows[:5], 20, "l2", search, None, effort=2.0)
+    distances, labels = index.search(built, rows, rows[:5], 20, "l2", search, effort=2.0)
     assert (np.diff(distances, axis=1) >= 0).all()
     exact = ((rows[labels] - rows[:5, None]) ** 2).sum(axis=2)
     assert distances == pytest.approx(exact, abs=1e-4)
@@ -126,8 +126,8 @@ def test_an_index_file_of_another_type_or_shape_is_refused(tmp_path: Path, kind:
     path = tmp_path / "index.faiss"
     index.write(built, path)
     opened = index.open_mapped(path, kind, 500, 8)
-    found = index.search(opened, rows, rows[:9], 5, "l2", search, None)
-    assert found[1].tolist() == index.search(built, rows, rows[:9], 5, "l2", search, None)[1].tolist()
+    found = index.search(opened, rows, rows[:9], 5, "l2", search)
+    assert found[1].tolist() == index.search(built, rows, rows[:9], 5, "l2", search)[1].tolist()
     other: SegmentKind = "ivfpq" if kind == "hnsw" else "hnsw"
     for wrong in ((other, 500, 8), (kind, 501, 8), (kind, 500, 9)):
         with pytest.raises(CorruptCheckpoint, match="the manifest says"):

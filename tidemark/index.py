@@ -156,7 +156,7 @@ def _measurement(
     enough = worst + np.abs(worst) * np.float32(1e-6)
 
     def measured(effort: int, k_factor: int) -> SearchParameters:
-        found = search(index, rows, queries, CALIBRATION_K + 1, metric, SearchParameters(effort, k_factor), None)[1]
+        found = search(index, rows, queries, CALIBRATION_K + 1, metric, SearchParameters(effort, k_factor))[1]
         return SearchParameters(effort, k_factor, float((distances_of(found) <= enough).mean()))
 
     return measured
@@ -193,6 +193,34 @@ def _least_effort(
     return high
 
 
+class Alive:
+    """The rows a search may answer, as FAISS asks for them: a bitmap (little-endian bit order), None for all rows.
+
+    The bitmap is read while searching: a bit cleared meanwhile may or may not count. Any thread may use it.
+    """
+
+    def __init__(self, bitmap: NDArray[np.uint8] | None = None) -> None:
+        self._bitmap = bitmap  # FAISS keeps only its address
+        self._selector = None if bitmap is None else faiss.IDSelectorBitmap(bitmap)  # type: ignore[call-arg, arg-type]
+        self._options: dict[tuple[bool, int], Any] = {}
+
+    def options(self, hnsw: bool, effort: int) -> Any:
+        """FAISS's search parameters; made once, it takes as long as a small search."""
+        known = self._options.get((hnsw, effort))
+        if known is None:
+            if hnsw:
+                known = faiss.SearchParametersHNSW(  # type: ignore[attr-defined]
+                    efSearch=effort, sel=self._selector, bounded_queue=True
+                )
+            else:
+                known = faiss.SearchParametersIVF(nprobe=effort, sel=self._selector)  # type: ignore[call-arg]
+            self._options[hnsw, effort] = known
+        return known
+
+
+ALL = Alive()
+
+
 def search(
     index: Any,
     rows: NDArray[np.float32],
@@ -200,29 +228,21 @@ def search(
     k: int,
     metric: Metric,
     parameters: SearchParameters,
-    live: NDArray[np.uint8] | None,
+    alive: Alive = ALL,
     effort: float = 1.0,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """FAISS distances and row numbers (nq, k), nearest first, -1 where there are fewer.
 
-    `live` is a bitmap (little-endian bit order) of the rows that may be answered, None for all of them. It is
-    read while searching: a bit cleared meanwhile may or may not count. `effort` scales the calibrated effort,
-    which was measured for 10 neighbours; for more it grows with the square root of their number.
+    `effort` scales the calibrated effort, which was measured for 10 neighbours; for more it grows with the square
+    root of their number.
     """
-    selector = None if live is None else faiss.IDSelectorBitmap(live)  # type: ignore[call-arg, arg-type]
     widened = max(1.0, math.sqrt(k / (CALIBRATION_K + 1)))
     scaled = max(1, math.ceil(parameters.effort * effort * widened))
     if isinstance(index, faiss.IndexHNSW):
-        ef = max(scaled, k)
-        options = faiss.SearchParametersHNSW(  # type: ignore[attr-defined]
-            efSearch=ef, sel=selector, bounded_queue=True
-        )
-        distances, labels = index.search(queries, k, params=options)
+        distances, labels = index.search(queries, k, params=alive.options(True, max(scaled, k)))
         return distances, labels
-    nprobe = min(scaled, int(index.nlist))
-    options = faiss.SearchParametersIVF(nprobe=nprobe, sel=selector)  # type: ignore[call-arg]
     wanted = min(max(k, CALIBRATION_K) * math.ceil(parameters.k_factor * max(1.0, effort)), index.ntotal)
-    _, candidates = index.search(queries, wanted, params=options)
+    _, candidates = index.search(queries, wanted, params=alive.options(False, min(scaled, int(index.nlist))))
     return _rank_exactly(rows, queries, candidates, k, metric)
 
 
@@ -230,22 +250,17 @@ def _rank_exactly(
     rows: NDArray[np.float32], queries: NDArray[np.float32], candidates: NDArray[np.int64], k: int, metric: Metric
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The k nearest of each query's candidates by exact distance to the mapped rows."""
-    distances = np.full((len(queries), k), math.inf if metric == "l2" else -math.inf, np.float32)
-    labels = np.full((len(queries), k), -1, np.int64)
-    for line, query in enumerate(queries):
-        found = candidates[line]
-        found = found[found >= 0]
-        picked = rows[found]
-        if metric == "l2":
-            picked = picked - query
-            exact = np.einsum("ij,ij->i", picked, picked)
-            order = np.argsort(exact, kind="stable")[:k]
-        else:
-            exact = picked @ query
-            order = np.argsort(-exact, kind="stable")[:k]
-        distances[line, : len(order)] = exact[order]
-        labels[line, : len(order)] = found[order]
-    return distances, labels
+    count, wanted = candidates.shape
+    if wanted < k:
+        candidates = np.pad(candidates, ((0, 0), (0, k - wanted)), constant_values=-1)
+    queries, candidates = np.ascontiguousarray(queries), np.ascontiguousarray(candidates)
+    distances = np.empty(candidates.shape, np.float32)  # of candidate -1 it is infinite
+    name = "fvec_L2sqr_by_idx" if metric == "l2" else "fvec_inner_products_by_idx"
+    pointers = (faiss.swig_ptr(each) for each in (distances, queries, rows, candidates))
+    getattr(faiss, name)(*pointers, rows.shape[1], count, candidates.shape[1])
+    order = (distances if metric == "l2" else -distances).argsort(axis=1, kind="stable")[:, :k]
+    lines = np.arange(count)[:, None]
+    return distances[lines, order], candidates[lines, order]
 
 
 def to_bytes(index: Any) -> bytes:

@@ -152,6 +152,7 @@ class Segment:
         self.region = live or Region(room(np.int64, 1) + room(np.uint8, bitmap_bytes), shared)
         self._words: NDArray[np.int64] = self.region.take(np.int64, 1)  # dead rows
         self.live: NDArray[np.uint8] = self.region.take(np.uint8, bitmap_bytes)
+        self._alive = index.Alive(self.live)
         self._live_in_vectors = np.full(bitmap_bytes, 0xFF, np.uint8)
         self.saved_dead_rows = 0
         if live is None:
@@ -277,8 +278,7 @@ class Segment:
             return exact_search(self.vectors, queries, k, self.metric)
         if exact:
             return self._search_exactly(queries, k)
-        live = self.live if self.dead_rows else None
-        found = index.search(self._index, self.vectors, queries, k, self.metric, self.parameters, live, effort)
+        found = index.search(self._index, self.vectors, queries, k, self.metric, self.parameters, self._alive, effort)
         return self._completed(*found, queries, k)
 
     def _hide_dead_rows(self) -> None:
@@ -299,7 +299,8 @@ class Segment:
         k: int,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Search exactly where the index found too few: dead rows around a query can use up its effort."""
-        short = (rows[:, : min(k, self.live_count)] < 0).any(axis=1)
+        width = min(k, self.live_count)
+        short = rows[:, width - 1] < 0 if width else np.zeros(len(rows), np.bool_)
         if short.any():
             exact_distances, exact_rows = self._search_exactly(queries[short], k)
             width = exact_rows.shape[1]

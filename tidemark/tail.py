@@ -228,9 +228,9 @@ class Tail:
         """FAISS distances and row numbers of rows [start, stop): of those that have codes, and of the others."""
         coded = self._coded
         if not exact and start == self.first and start < coded.rows <= stop:
-            live = np.packbits(~self.dead_mask()[: coded.rows], bitorder="little")
+            alive = index.Alive(np.packbits(~self.dead_mask()[: coded.rows], bitorder="little"))
             distances, labels = index.search(
-                coded.index, self.vectors, queries, k, metric, coded.parameters, live, effort
+                coded.index, self.vectors, queries, k, metric, coded.parameters, alive, effort
             )
             labels[np.isnan(distances)] = -1  # killed meanwhile
             yield distances, labels
