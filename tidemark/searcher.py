@@ -160,11 +160,12 @@ def _nearest(found: Sequence[_Candidates], line: int, k: int, metric: Metric) ->
     labels = np.concatenate([part.labels[line] for part in found])
     bounds = np.cumsum([part.labels.shape[1] for part in found])
     hits: dict[bytes, Hit] = {}
-    order = np.argsort(distances, kind="stable")
-    for at in order[labels[order] >= 0].tolist():
-        part = found[int(np.searchsorted(bounds, at, side="right"))]
-        row = int(labels[at])
-        hit = Hit(part.rows.id_of(row), float(distances[at]), part.rows, row, part.partition)
+    order = distances.argsort(kind="stable")
+    order = order[labels[order] >= 0]
+    parts = bounds.searchsorted(order, side="right")
+    for number, row, distance in zip(parts.tolist(), labels[order].tolist(), distances[order].tolist(), strict=True):
+        part = found[number]
+        hit = Hit(part.rows.id_of(row), distance, part.rows, row, part.partition)
         other = hits.setdefault(hit.id, hit)
         if other is not hit and other.partition == hit.partition and other.offset < hit.offset:
             del hits[hit.id]  # the nearer one was the older version; the newer takes its own place
