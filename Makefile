@@ -14,7 +14,7 @@ BIN := .venv/bin
 	@echo "installing the locked development packages"
 	@$(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r requirements-dev.lock && touch $@
 
-.PHONY: help setup up test lint format lock torture bench bench-quick
+.PHONY: help setup up test lint format lock bench bench-quick bench-churn bench-growth bench-hot-paths
 setup: .venv/dev.stamp  ## make the environment in .venv, from the lock files
 
 up: .venv/run.stamp  ## start Kafka, the consumer and the api, load sample data, print a search to try
@@ -34,6 +34,15 @@ bench-quick: .venv/dev.stamp  ## the README's table, in about a minute
 
 bench: .venv/dev.stamp  ## the README's table at full size (1 million vectors)
 	@$(BIN)/python -m benchmarks.main_job
+
+bench-churn: .venv/dev.stamp  ## recall while rows come and go (some minutes)
+	@$(BIN)/python -m benchmarks.churn
+
+bench-growth: .venv/dev.stamp  ## how search cost grows with rows and partitions, and a build against FAISS (some minutes)
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.growth
+
+bench-hot-paths: .venv/dev.stamp  ## where the microseconds of a search and of a record go
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.hot_paths
 
 lock: .venv/uv.stamp  ## resolve the lock files again
 	@$(BIN)/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-header --extra up -o requirements.lock pyproject.toml

@@ -1,0 +1,215 @@
+"""Recall while rows come and go: `make bench-churn`.
+
+Runbooks in the shape of the NeurIPS'23 big-ann streaming track, over SIFT rows: sliding window, expiration times,
+clustered rounds and replacements. A step changes rows through the view, as records would, checkpoints, and lets the
+real builder work as the consumer does; no Kafka, no HTTP. When it has come to rest, recall@10 of default searches is
+measured against brute force over the rows that live by then, which are kept beside the view in a plain table.
+`fresh` is the recall of one index built at the end from the live rows: what a rebuild would give.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from confluent_kafka import Message
+from numpy.typing import NDArray
+
+from benchmarks import machine, sift
+from consumer.builder import Builder
+from consumer.partition import OwnedPartition, advance_builds
+from tidemark import index, searcher
+from tidemark.checkpoint import Checkpoints
+from tidemark.collection import Collection
+from tidemark.exact import exact_search, use_one_thread_per_search
+from tidemark.generation import Generation
+from tidemark.manifest import TopicIdentity
+from tidemark.record import decode
+from tidemark.view import View
+
+K, QUERIES, BATCH = 10, 500, 5_000
+SEGMENT_ROWS_MAX = 4_000_000  # the default of consumer.segment_rows_max
+COLLECTION = Collection("sift", "sift", sift.DIMENSION, "l2", format="raw")
+TOPIC = TopicIdentity("benchmark", "benchmark")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Rows of the base to write under ids, and ids to delete."""
+
+    upserts: NDArray[np.int64]  # (n, 2): id, row of the base
+    deletes: NDArray[np.int64]
+
+
+def _same(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.stack([numbers, numbers], axis=1)
+
+
+NONE = np.empty(0, np.int64)
+
+
+def sliding_window(data: sift.Sift, steps: int, rng: np.random.Generator) -> Iterator[Step]:
+    """Each row lives for half of the steps."""
+    parts = np.array_split(np.arange(len(data.base)), steps)
+    for number, part in enumerate(parts):
+        yield Step(_same(part), parts[number - steps // 2] if number >= steps // 2 else NONE)
+
+
+def expiration_time(data: sift.Sift, steps: int, rng: np.random.Generator) -> Iterator[Step]:
+    """Rows live for short, long and unlimited times, 10 : 2 : 1."""
+    lives = rng.choice([steps // 10 + 1, steps // 2, steps + 1], len(data.base), p=np.array([10, 2, 1]) / 13)
+    parts = np.array_split(np.arange(len(data.base)), steps)
+    ends = np.concatenate([number + lives[part] for number, part in enumerate(parts)])
+    for number, part in enumerate(parts):
+        yield Step(_same(part), np.flatnonzero(ends == number))
+
+
+def clustered(data: sift.Sift, steps: int, rng: np.random.Generator) -> Iterator[Step]:
+    """Whole regions come at once, and parts of regions go at once: the distribution moves from step to step."""
+    kmeans = faiss.Kmeans(sift.DIMENSION, steps, niter=5, seed=1)
+    kmeans.train(np.ascontiguousarray(data.base[: 256 * steps]))
+    _, nearest = kmeans.index.search(np.ascontiguousarray(data.base), 1)
+    for number in range(steps):
+        goes = np.flatnonzero(nearest[:, 0] == number - steps // 4) if number >= steps // 4 else NONE
+        yield Step(_same(np.flatnonzero(nearest[:, 0] == number)), goes[rng.random(len(goes)) < 0.8])
+
+
+def replace(data: sift.Sift, steps: int, rng: np.random.Generator) -> Iterator[Step]:
+    """A tenth of the ids gets another row in each step, after half of the rows were written."""
+    half = len(data.base) // 2
+    yield Step(_same(np.arange(half)), NONE)
+    for _ in range(steps - 1):
+        ids = rng.choice(half, half // 10, replace=False)
+        yield Step(np.stack([ids, rng.integers(half, len(data.base), len(ids))], axis=1), NONE)
+
+
+RUNBOOKS = {run.__name__: run for run in (sliding_window, expiration_time, clustered, replace)}
+
+
+@dataclass(slots=True)
+class Run:
+    """One runbook: the partition under test, and the table of what lives."""
+
+    data: sift.Sift
+    owned: OwnedPartition
+    builder: Builder
+    rows: dict[int, int] = field(default_factory=dict)
+    offset: int = 0
+
+    def apply(self, step: Step) -> int:
+        """Write a step's records in batches; returns their number."""
+        records = [(int(id_), int(row)) for id_, row in step.upserts] + [(int(id_), None) for id_ in step.deletes]
+        for first in range(0, len(records), BATCH):
+            batch = records[first : first + BATCH]
+            messages: list[Any] = [self._message(id_, row) for id_, row in batch]
+            self.owned.view.apply(decode(messages, COLLECTION)[0])
+            self.owned.last_record_at = time.monotonic()
+            if self.owned.checkpoint_due(0.0, float("inf"), 65_536):
+                self.owned.checkpoint()
+            advance_builds(self.builder, [self.owned], SEGMENT_ROWS_MAX)
+        self.rows.update((id_, row) for id_, row in records if row is not None)
+        for id_ in step.deletes.tolist():
+            self.rows.pop(id_, None)
+        self.owned.checkpoint()
+        return len(records)
+
+    def settle(self) -> None:
+        """Let the builder do all that the policy wants when nothing more arrives."""
+        self.owned.last_record_at = float("-inf")
+        while self.builder.build is not None or self.owned.wanted_build(SEGMENT_ROWS_MAX, quiet=True):
+            advance_builds(self.builder, [self.owned], SEGMENT_ROWS_MAX)
+            time.sleep(0.005)
+        self.owned.checkpoint()
+
+    def _message(self, id_: int, row: int | None) -> Message:
+        value = None if row is None else self.data.base[row].tobytes()
+        message = Message(
+            topic="sift",
+            partition=0,
+            offset=self.offset,
+            key=b"%d" % id_,
+            value=value,
+            timestamp=(1, 1),
+            leader_epoch=0,
+        )
+        self.offset += 1
+        return message
+
+    def recall(self, queries: NDArray[np.float32]) -> tuple[float, float]:
+        """recall@10 of default searches against brute force, and the median time of one search in ms."""
+        use_one_thread_per_search()
+        ids = np.fromiter(self.rows, np.int64)
+        vectors = np.ascontiguousarray(self.data.base[np.fromiter(self.rows.values(), np.int64)])
+        truth = exact_search(vectors, queries, K, "l2")[0][:, -1]
+        found, waits = 0, []
+        for query, worst in zip(queries, truth, strict=True):
+            before = time.perf_counter()
+            hits = searcher.search([self.owned.view], query[None], K).hits[0]
+            waits.append((time.perf_counter() - before) * 1e3)
+            found += sum(hit.distance <= worst * (1 + 1e-6) for hit in hits)
+        assert self.owned.view.live_rows == len(ids)
+        return found / (K * len(queries)), float(np.median(waits))
+
+    def fresh_recall(self, queries: NDArray[np.float32]) -> float:
+        vectors = np.ascontiguousarray(self.data.base[np.fromiter(self.rows.values(), np.int64)])
+        built, parameters = index.build(vectors, "l2", COLLECTION.index, seed=1)
+        truth = exact_search(vectors, queries, K, "l2")[0][:, -1:]
+        return float((index.search(built, vectors, queries, K, "l2", parameters)[0] <= truth * (1 + 1e-6)).mean())
+
+
+def run(name: str, rows: int, steps: int, seed: int = 0) -> list[dict[str, float]]:
+    """Recall, search time and updates a second after each step; the last line also has `fresh`."""
+    data = sift.load(rows)
+    queries = np.ascontiguousarray(data.queries[:QUERIES])
+    found: list[dict[str, float]] = []
+    with tempfile.TemporaryDirectory(prefix="tidemark-churn-") as directory:
+        checkpoints = Checkpoints(Path(directory), COLLECTION, "g000001", 0)
+        assert checkpoints.claim(TOPIC, None, 0)
+        generation = Generation("g000001", 0, "earliest", COLLECTION.index)
+        owned = OwnedPartition(("sift", 0), COLLECTION, generation, TOPIC, View(COLLECTION, 0), checkpoints, 0, 0)
+        made = Run(data, owned, Builder(0))
+        try:
+            for number, step in enumerate(RUNBOOKS[name](data, steps, np.random.default_rng(seed))):
+                started = time.perf_counter()
+                updates = made.apply(step)
+                seconds = time.perf_counter() - started
+                made.settle()
+                if made.rows:
+                    recall, milliseconds = made.recall(queries)
+                    segments = len(owned.view.searcher.segments)
+                    line = {"step": number, "rows": len(made.rows), "updates_per_s": updates / seconds}
+                    found.append({**line, "recall": recall, "search_p50_ms": milliseconds, "segments": segments})
+                    print(name, json.dumps({key: round(value, 4) for key, value in found[-1].items()}), flush=True)
+        finally:
+            made.builder.stop()
+        found[-1]["fresh"] = made.fresh_recall(queries)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=400_000)
+    parser.add_argument("--steps", type=int, default=20)
+    options = parser.parse_args()
+    about = machine.describe(seed=0)
+    least, table = 1.0, []
+    for name in RUNBOOKS:
+        lines = run(name, options.rows, options.steps)
+        recalls = [line["recall"] for line in lines]
+        least = min(least, *recalls)
+        rates = np.median([line["updates_per_s"] for line in lines])
+        table.append(f"| {name} | {min(recalls):.3f} | {recalls[-1]:.3f} | {lines[-1]['fresh']:.3f} | {rates:,.0f} |")
+    print(f"\n{about['processor']}, {about['cores']} cores; SIFT {options.rows:,}, {options.steps} steps, seed 0\n")
+    print("| runbook | least recall@10 | at the end | of a fresh build | updates/s, median |\n|---|---|---|---|---|")
+    print("\n".join(table))
+    print(f"\nrecall_churn_min {least:.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""Where the microseconds of a search and of a record go: `make bench-hot-paths`.
+
+One thread, one process, no Kafka, no HTTP, warm caches: what the code costs by itself, step by step. A search sees
+the state of a replica under ingestion: two indexed segments, checkpoints without an index, a tail with codes of most
+of its rows. Medians in microseconds over SIFT queries.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from confluent_kafka import Message
+from numpy.typing import NDArray
+
+from benchmarks import machine, sift
+from benchmarks.growth import rows_of
+from tidemark import index, searcher
+from tidemark.collection import Collection, IndexParameters
+from tidemark.exact import use_one_thread_per_search
+from tidemark.record import decode
+from tidemark.segment import Segment, write_segment
+from tidemark.view import View
+
+COLLECTION = Collection("sift", "sift", sift.DIMENSION, "l2", format="raw")
+INDEXED, CHECKPOINTS, CHECKPOINT_ROWS = (400_000, 100_000), 3, 60_000
+CODED, UNCODED, BATCH = 40_000, 4_000, 400
+IVFPQ, PQ = IndexParameters(), IndexParameters(kind="pq", ann_rows_min=0)
+ROUNDS, K = 1_000, 10
+
+
+def median_us(work: Callable[[int], Any], rounds: int = ROUNDS) -> float:
+    """Median time of work(number of the round), after some rounds to warm up."""
+    times = np.empty(rounds)
+    for number in range(-50, rounds):
+        before = time.perf_counter()
+        work(number)
+        times[max(0, number)] = time.perf_counter() - before
+    return float(np.median(times)) * 1e6
+
+
+def segments(data: sift.Sift, directory: Path) -> list[Segment]:
+    made: list[Segment] = []
+    first = 0
+    plan = [(rows, IVFPQ) for rows in INDEXED] + [(CHECKPOINT_ROWS, PQ)] * CHECKPOINTS
+    for rows, parameters in plan:
+        path = directory / f"{len(made)}"
+        entry = write_segment(path, rows_of(data, range(first, first + rows)), "l2", parameters, seed=1)
+        made.append(Segment(path, entry, sift.DIMENSION, "l2"))
+        first += rows
+    return made
+
+
+def messages(data: sift.Sift, rows: Sequence[int], first_offset: int) -> list[Any]:
+    return [
+        Message(
+            topic="sift",
+            partition=0,
+            offset=offset,
+            key=b"v%d" % row,
+            value=data.base[row].tobytes(),
+            timestamp=(1, 1),
+            leader_epoch=0,
+        )
+        for offset, row in enumerate(rows, first_offset)
+    ]
+
+
+def record_path(data: sift.Sift, view: View) -> dict[str, float]:
+    """Half of the records are new, the other half replace rows of segments; then codes of most of them."""
+    found = sum(INDEXED) + CHECKPOINTS * CHECKPOINT_ROWS
+    random = np.random.default_rng(0)
+    decoding, applying, start = 0.0, 0.0, view.position
+    for first in range(0, CODED + UNCODED, BATCH):
+        new = found + first + np.arange(BATCH)
+        rows = np.where(np.arange(BATCH) % 2, new, random.integers(0, found, BATCH)).tolist()
+        batch = messages(data, rows, start + first)
+        before = time.perf_counter()
+        decoded = decode(batch, COLLECTION)[0]
+        between = time.perf_counter()
+        view.apply(decoded)
+        decoding, applying = decoding + between - before, applying + time.perf_counter() - between
+        if first + BATCH == CODED:
+            before = time.perf_counter()
+            view.encode()
+            encoding = time.perf_counter() - before
+    view.open_codes()
+    records = CODED + UNCODED
+    return {
+        "decode, a record": decoding / records * 1e6,
+        "apply, a record": applying / records * 1e6,
+        "codes, a row (with training)": encoding / CODED * 1e6,
+    }
+
+
+def search_path(data: sift.Sift, view: View) -> dict[str, float]:
+    queries = np.ascontiguousarray(data.queries)
+    figures: dict[str, float] = {}
+    for segment in view.searcher.segments[: len(INDEXED) + 1]:
+        figures |= segment_figures(segment, queries)
+
+    def one(number: int) -> Any:
+        return queries[number % len(queries)][None]
+
+    tail = view.searcher.tails[0]
+    coded = tail._coded.rows
+    figures[f"tail, {coded:,} rows by codes"] = median_us(
+        lambda n: list(tail.search(one(n), K, "l2", tail.first, coded, 1.0, False))
+    )
+    figures[f"tail, {tail.rows - coded:,} rows exactly"] = median_us(
+        lambda n: list(tail.search(one(n), K, "l2", coded, tail.rows, 1.0, False))
+    )
+    found = searcher._search_partition(view, queries[:1], K, 1.0, False)[1]
+    figures["merge and read the ids"] = median_us(lambda n: searcher._nearest(found, 0, K, "l2"))
+    figures["the whole search"] = median_us(lambda n: searcher.search([view], one(n), K))
+    return figures
+
+
+def segment_figures(segment: Segment, queries: NDArray[np.float32]) -> dict[str, float]:
+    """The search of one segment, and the parts of it that are FAISS's scan and the exact ranks."""
+    raw: Any = segment._index
+    options = segment._alive.options(False, min(segment.parameters.effort, int(raw.nlist)))
+    wanted = K * segment.parameters.k_factor
+    candidates = raw.search(queries, wanted, params=options)[1]
+
+    def line(values: NDArray[Any], number: int) -> Any:
+        return values[number % len(values)][None]
+
+    def rank(number: int) -> Any:
+        return index._rank_exactly(segment.vectors, line(queries, number), line(candidates, number), K, "l2")
+
+    name = f"{segment.kind} of {segment.rows:,} rows"
+    return {
+        name: median_us(lambda n: segment.search(line(queries, n), K, 1.0, False)),
+        f"{name}: FAISS": median_us(lambda n: raw.search(line(queries, n), wanted, params=options)),
+        f"{name}: exact ranks": median_us(rank),
+    }
+
+
+def main() -> None:
+    use_one_thread_per_search()
+    rows = sum(INDEXED) + CHECKPOINTS * CHECKPOINT_ROWS
+    data = sift.load(rows + CODED + UNCODED)
+    with tempfile.TemporaryDirectory(prefix="tidemark-hot-") as directory:
+        view = View(COLLECTION, 0)
+        view.open(segments(data, Path(directory)), rows, 0, 0)
+        figures = {**record_path(data, view), **search_path(data, view)}
+    about = machine.describe(seed=0)
+    versions = f"faiss {about['versions']['faiss-cpu']}, numpy {about['versions']['numpy']}"
+    print(f"\n{about['processor']}, {about['cores']} cores; {about['faiss_simd']}; {versions}; seed 0\n")
+    print("| step | µs |\n|---|---|")
+    for name, value in figures.items():
+        print(f"| {name} | {value:,.1f} |")
+
+
+if __name__ == "__main__":
+    main()
