@@ -4,7 +4,7 @@ Runbooks in the shape of the NeurIPS'23 big-ann streaming track, over SIFT rows:
 clustered rounds and replacements. A step changes rows through the view, as records would, checkpoints, and lets the
 real builder work as the consumer does; no Kafka, no HTTP. When it has come to rest, recall@10 of default searches is
 measured against brute force over the rows that live by then, which are kept beside the view in a plain table.
-`fresh` is the recall of one index built at the end from the live rows: what a rebuild would give.
+`fresh` is the recall of one index built at that step from the live rows: what a rebuild would give.
 """
 
 import argparse
@@ -160,11 +160,11 @@ class Run:
         vectors = np.ascontiguousarray(self.data.base[np.fromiter(self.rows.values(), np.int64)])
         built, parameters = index.build(vectors, "l2", COLLECTION.index, seed=1)
         truth = exact_search(vectors, queries, K, "l2")[0][:, -1:]
-        return float((index.search(built, vectors, queries, K, "l2", parameters)[0] <= truth * (1 + 1e-6)).mean())
+        return float((index.search(built, vectors, queries, K, parameters)[0] <= truth * (1 + 1e-6)).mean())
 
 
 def run(name: str, rows: int, steps: int, seed: int = 0) -> list[dict[str, float]]:
-    """Recall, search time and updates a second after each step; the last line also has `fresh`."""
+    """Recall, search time and updates a second after each step."""
     data = sift.load(rows)
     queries = np.ascontiguousarray(data.queries[:QUERIES])
     found: list[dict[str, float]] = []
@@ -184,11 +184,11 @@ def run(name: str, rows: int, steps: int, seed: int = 0) -> list[dict[str, float
                     recall, milliseconds = made.recall(queries)
                     segments = len(owned.view.searcher.segments)
                     line = {"step": number, "rows": len(made.rows), "updates_per_s": updates / seconds}
-                    found.append({**line, "recall": recall, "search_p50_ms": milliseconds, "segments": segments})
+                    line |= {"recall": recall, "fresh": made.fresh_recall(queries)}
+                    found.append({**line, "search_p50_ms": milliseconds, "segments": segments})
                     print(name, json.dumps({key: round(value, 4) for key, value in found[-1].items()}), flush=True)
         finally:
             made.builder.stop()
-        found[-1]["fresh"] = made.fresh_recall(queries)
     return found
 
 

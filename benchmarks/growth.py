@@ -137,7 +137,7 @@ class Partitions:
 
 
 def _lent(donor: Segment) -> index.Donor:
-    return index.donor_from(donor.directory / layout.INDEX, donor.parameters, PARAMETERS.recall_target)
+    return index.Donor.read(donor.directory / layout.INDEX, donor.parameters, PARAMETERS.recall_target)
 
 
 def rows_of(data: sift.Sift, numbers: range) -> Rows:
@@ -270,7 +270,9 @@ def _build_round(source: Rows) -> dict[str, float]:
         raw_s, raw = _timed(functools.partial(_build_raw, ours, source.vectors, directory / "raw"))
         files_s, _ = _timed(lambda: write_segment(directory / "flat", source, metric, flat, SEED))
         # By itself, not as a difference of two builds: that would drown in what else the machine does.
-        calibration_s, _ = _timed(lambda: index._calibrate(raw, source.vectors, metric, PARAMETERS, SEED))
+        calibration_s, _ = _timed(
+            lambda: index._calibrate(index.Index(raw), source.vectors, PARAMETERS.recall_target, SEED)
+        )
     return {
         "build_s": build_s,
         "faiss_build_s": raw_s,

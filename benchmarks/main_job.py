@@ -282,7 +282,7 @@ def recall_of_text() -> float:
     queries = np.ascontiguousarray(vectors[held_out])
     built, parameters = index.build(rows, "cosine", IndexParameters(), seed=0)
     truth = exact_search(rows, queries, 10, "cosine")[1]
-    answer = index.search(built, rows, queries, 10, "cosine", parameters)[1]
+    answer = index.search(built, rows, queries, 10, parameters)[1]
     return sum(len(set(a) & set(b)) for a, b in zip(truth.tolist(), answer.tolist(), strict=True)) / truth.size
 
 

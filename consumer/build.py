@@ -21,7 +21,7 @@ import numpy as np
 from tidemark import layout, service
 from tidemark.collection import IndexParameters
 from tidemark.crash_point import reach
-from tidemark.index import Donor, SearchParameters, donor_from
+from tidemark.index import Donor, SearchParameters
 from tidemark.manifest import SegmentEntry
 from tidemark.rows import concatenate
 from tidemark.segment import Segment, verify_file, write_segment
@@ -83,7 +83,8 @@ def _donor(directory: Path, entry: SegmentEntry | None, parameters: IndexParamet
         return None
     path = directory / entry.name / layout.INDEX
     verify_file(path, entry.files[layout.INDEX])
-    return donor_from(path, SearchParameters(entry.effort, entry.k_factor, entry.recall), parameters.recall_target)
+    search = SearchParameters(entry.effort, entry.k_factor, entry.recall, entry.reach)
+    return Donor.read(path, search, parameters.recall_target)
 
 
 def _give_way(idle_only: bool) -> None:

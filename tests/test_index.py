@@ -1,7 +1,7 @@
 """ANN indexes: all kinds reach the recall asked for, answer no cleared bit, and take any shape of rows."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,14 +22,14 @@ def parameters(kind: SegmentKind) -> IndexParameters:
 
 
 def recall(
-    built: tuple[Any, index.SearchParameters],
+    built: tuple[index.Index, index.SearchParameters],
     rows: NDArray[np.float32],
     queries: NDArray[np.float32],
     k: int,
     metric: Metric,
 ) -> float:
     truth = exact_search(rows, queries, k, metric)[1]
-    found = index.search(built[0], rows, queries, k, metric, built[1])[1]
+    found = index.search(built[0], rows, queries, k, built[1])[1]
     return float(np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(found, truth, strict=True)]))
 
 
@@ -69,7 +69,7 @@ def test_rows_in_sorted_order_are_found_as_well(kind: SegmentKind) -> None:
 def test_rows_that_are_all_the_same_are_answered_and_count_as_found(kind: SegmentKind) -> None:
     rows = np.ones((3_000, 8), np.float32)
     built, search = index.build(rows, "l2", parameters(kind), seed=1)
-    distances, labels = index.search(built, rows, rows[:2], 10, "l2", search)
+    distances, labels = index.search(built, rows, rows[:2], 10, search)
     assert search.recall == 1.0
     assert (distances == 0).all()
     assert all(len(set(line)) == 10 and min(line) >= 0 for line in labels.tolist())
@@ -82,7 +82,7 @@ def test_a_small_segment_can_be_built(kind: SegmentKind, count: int, metric: Met
     rows = embeddings(count, 6)
     built, search = index.build(rows, metric, parameters(kind), seed=1)
     assert 0.5 < search.recall <= 1.0
-    _, labels = index.search(built, rows, rows[:3], count + 5, metric, search)
+    _, labels = index.search(built, rows, rows[:3], count + 5, search)
     assert labels.shape == (3, count + 5)
 
 
@@ -96,17 +96,17 @@ def test_a_cleared_bit_is_never_answered(kind: SegmentKind, metric: Metric) -> N
         dead = rng.random(len(rows)) < share
         live = np.packbits(~dead, bitorder="little")
         for k in (1, 10, 500):
-            _, labels = index.search(built, rows, rows[:20], k, metric, search, index.Alive(live))
+            _, labels = index.search(built, rows, rows[:20], k, search, index.Alive(live))
             assert not dead[labels[labels >= 0]].any()
     live[:] = 0xFF
-    assert index.search(built, rows, rows[:1], 1, "l2", search, index.Alive(live))[1][0, 0] >= 0
+    assert index.search(built, rows, rows[:1], 1, search, index.Alive(live))[1][0, 0] >= 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_answers_are_nearest_first_with_exact_distances(kind: SegmentKind) -> None:
     rows = embeddings(3_000, 16)
     built, search = index.build(rows, "l2", parameters(kind), seed=1)
-    distances, labels = index.search(built, rows, rows[:5], 20, "l2", search, effort=2.0)
+    distances, labels = index.search(built, rows, rows[:5], 20, search, effort=2.0)
     assert (np.diff(distances, axis=1) >= 0).all()
     exact = ((rows[labels] - rows[:5, None]) ** 2).sum(axis=2)
     assert distances == pytest.approx(exact, abs=1e-4)
@@ -126,8 +126,8 @@ def test_an_index_file_of_another_type_or_shape_is_refused(tmp_path: Path, kind:
     path = tmp_path / "index.faiss"
     index.write(built, path)
     opened = index.open_mapped(path, kind, 500, 8)
-    found = index.search(opened, rows, rows[:9], 5, "l2", search)
-    assert found[1].tolist() == index.search(built, rows, rows[:9], 5, "l2", search)[1].tolist()
+    found = index.search(opened, rows, rows[:9], 5, search)
+    assert found[1].tolist() == index.search(built, rows, rows[:9], 5, search)[1].tolist()
     other: SegmentKind = "ivfpq" if kind == "hnsw" else "hnsw"
     for wrong in ((other, 500, 8), (kind, 501, 8), (kind, 500, 9)):
         with pytest.raises(CorruptCheckpoint, match="the manifest says"):
@@ -139,9 +139,37 @@ def test_borrowed_codebooks_serve_rows_like_the_donors_and_are_given_up_for_othe
     asked = parameters("ivfpq")
     trained, found = index.build(alike[:6_000], "l2", asked, seed=1)
     index.write(trained, tmp_path / "index.faiss")
-    donor = index.donor_from(tmp_path / "index.faiss", found, TARGET)
+    donor = index.Donor.read(tmp_path / "index.faiss", found, TARGET)
     alike_built = index.build(alike[6_000:], "l2", asked, seed=2, donor=donor)
     built = index.build(others, "l2", asked, seed=2, donor=donor)
-    assert np.array_equal(alike_built[0].quantizer.reconstruct(0), trained.quantizer.reconstruct(0))
-    assert not np.array_equal(built[0].quantizer.reconstruct(0), trained.quantizer.reconstruct(0))
+    assert np.array_equal(alike_built[0].faiss.quantizer.reconstruct(0), trained.faiss.quantizer.reconstruct(0))
+    assert not np.array_equal(built[0].faiss.quantizer.reconstruct(0), trained.faiss.quantizer.reconstruct(0))
     assert recall(built, others, others[::30], 10, "l2") >= TARGET - 0.03
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+def test_a_query_unlike_all_rows_probes_more_lists_and_is_answered_better_for_it(metric: Metric) -> None:
+    rows = embeddings(20_000, 32)
+    if metric == "ip":
+        rows = unit(rows)
+    built, search = index.build(rows, metric, parameters("ivfpq"), seed=1)
+    strange = np.ascontiguousarray(embeddings(200, 32, seed=7)[:, ::-1])
+    amid, far = (
+        np.count_nonzero(built.lists_within(queries, search.effort, search.reach) >= 0, axis=1)
+        for queries in (np.ascontiguousarray(rows[::100]), strange)
+    )
+    assert far.mean() > 1.5 * amid.mean()
+    assert max(*far, *amid) <= index.LISTS_MOST * search.effort
+    assert min(*far, *amid) >= index.LISTS_LEAST * search.effort
+    as_many_as_a_row = replace(search, reach=0.0)
+    better, worse = (recall((built, each), rows, strange, 10, metric) for each in (search, as_many_as_a_row))
+    assert better > worse + 0.04
+
+
+def test_few_lists_and_equal_centroids_are_probed_within_the_bounds() -> None:
+    for rows in (embeddings(170, 6), np.repeat(embeddings(4, 6), 1_000, axis=0)):
+        built, _ = index.build(rows, "l2", parameters("ivfpq"), seed=1)
+        for effort, reach in ((1, 0.001), (2, 0.5), (1_000, 0.1)):
+            probed = np.count_nonzero(built.lists_within(rows[:9], effort, reach) >= 0, axis=1)
+            assert (probed >= min(built.lists, index.LISTS_LEAST * effort)).all()
+            assert (probed <= min(built.lists, index.LISTS_MOST * effort)).all()

@@ -21,7 +21,7 @@ from tidemark import files, layout
 from tidemark.collection import Collection, IndexParameters
 from tidemark.crash_point import reach
 from tidemark.errors import CheckpointMismatch, CorruptCheckpoint, StaleOwner
-from tidemark.index import Donor, donor_from
+from tidemark.index import Donor
 from tidemark.manifest import Manifest, SegmentEntry, TopicIdentity, encode, parse
 from tidemark.rows import Rows
 from tidemark.segment import Segment, remove_segment_files, write_segment
@@ -215,7 +215,7 @@ class Checkpoints:
         reach("flat-durable")
         segment = self._open(entry)
         if segment.kind == "pq" and self._donor is None:
-            self._donor = donor_from(directory / layout.INDEX, segment.parameters, parameters.recall_target)
+            self._donor = Donor.read(directory / layout.INDEX, segment.parameters, parameters.recall_target)
         elif parameters.kind == "pq" and segment.kind == "flat":
             self._donor = None
         view.saved(segment)

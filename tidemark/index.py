@@ -7,7 +7,7 @@ Knows nothing of ids, dead rows' causes, files' names or Kafka. Used by `segment
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,13 @@ TRAINING_ITERATIONS = 8
 ANN_ROWS_LEAST = 64
 HNSW_EF_MAX = 1_024
 # A donor's effort is scaled this far to reach the recall, before new codebooks are trained.
-DONOR_EFFORTS = (1.0, 1.3, 1.7, 2.2)
+DONOR_EFFORTS = (1.0, 1.15, 1.3, 1.6)
+# Reach is counted from the third nearest centroid, which says more of how dense it is around a query than the nearest.
+REACH_FROM = 3
+# The least and the most lists a query probes, over those that a row of the segment typically probes.
+LISTS_LEAST, LISTS_MOST = 0.5, 8
+# Lists to probe come in multiples of this, padded with none: FAISS's parameters are made once for each number.
+LISTS_STEP = 16
 # Recall below the target at which a donor's codebooks no longer fit; calibration is exact to about 0.005.
 DRIFT_MAX = 0.01
 # 4-bit codebooks without coarse centroids: more rows do not make them better.
@@ -43,39 +49,130 @@ PQ_SCAN_COST = 0.12
 class SearchParameters:
     """How a built index is searched to reach its recall target; found by calibration, kept in the manifest.
 
-    ivfpq: `effort` is nprobe, and `k_factor` times k candidates are ranked exactly; pq: the same with one list;
-    hnsw: `effort` is efSearch. `recall` is recall@10 as measured on held-out rows when the segment was built.
+    ivfpq: `effort` is the number of lists that a row of the segment typically probes. A query probes those whose
+    centroid is at most `1 + reach` times as far as its third nearest centroid, within bounds; with `reach` 0,
+    as earlier versions wrote, just the `effort` nearest.
+    `k_factor` times k candidates are ranked exactly. pq: the same with its one list. hnsw: `effort` is efSearch.
+    `recall` is recall@10 as measured on held-out rows when the segment was built.
     """
 
     effort: int = 0
     k_factor: int = 1
     recall: float = 1.0
+    reach: float = 0.0
+
+    def scaled(self, factor: float) -> "SearchParameters":
+        return replace(self, effort=max(1, math.ceil(self.effort * factor)), reach=self.reach * factor)
+
+
+def _smallest(numbers: NDArray[np.float32], last: int) -> np.float32:
+    """`np.partition(numbers, last)[last]`; of thousands, found among the few that the least of each block allow."""
+    if last < len(numbers) // 16:
+        least: NDArray[np.float32] = numbers[: len(numbers) // 16 * 16].reshape(16, -1).min(axis=0)
+        numbers = numbers[numbers <= np.partition(least, last)[last]]
+    return np.partition(numbers, last)[last]  # type: ignore[no-any-return]
+
+
+class Index:
+    """A FAISS index over float32 rows (n, dimension), open for searching; any thread may use it."""
+
+    def __init__(self, index: Any) -> None:
+        self.faiss = index
+        self.metric: Metric = "l2" if index.metric_type == faiss.METRIC_L2 else "ip"  # cosine: of unit vectors
+        self.is_hnsw = isinstance(index, faiss.IndexHNSW)
+        self.lists = 1 if self.is_hnsw else int(index.nlist)
+        if self.lists > 1:
+            quantizer: Any = faiss.downcast_index(index.quantizer)
+            self._centroids_pointer = quantizer.get_xb()
+        if self.lists > 1 and self.metric == "ip":
+            centroids = faiss.rev_swig_ptr(self._centroids_pointer, self.lists * index.d).reshape(self.lists, index.d)
+            self._square_max = float(np.einsum("ij,ij->i", centroids, centroids).max())
+
+    def _to_centroids(self, query: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Squared distances (lists,) of one query to the centroids.
+
+        Of inner products: to the centroids as if one more dimension made them equally long (Bachrach et al., 2014),
+        where the nearest is the one with the largest product.
+        """
+        found = np.empty(self.lists, np.float32)
+        pointers = faiss.swig_ptr(found), faiss.swig_ptr(query), self._centroids_pointer
+        if self.metric == "l2":
+            faiss.fvec_L2sqr_ny(*pointers, self.faiss.d, self.lists)  # type: ignore[attr-defined]
+            return found
+        faiss.fvec_inner_products_ny(*pointers, self.faiss.d, self.lists)  # type: ignore[attr-defined]
+        farthest = np.float32(self._square_max + float(query @ query))
+        squares: NDArray[np.float32] = np.maximum(farthest - 2 * found, np.float32(0))
+        return squares
+
+    def sorted_squares(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Squared distances (nq, lists) to the centroids, nearest first."""
+        return np.sort([self._to_centroids(query) for query in queries], axis=1)
+
+    def lists_within(self, queries: NDArray[np.float32], effort: int, reach: float) -> NDArray[np.int64]:
+        """The lists to probe for each query (nq, width), padded with -1 (see `SearchParameters`).
+
+        How many differs by query, as in SPANN (Chen et al., 2021): few inside a dense region, many for a query far
+        from all rows, whose neighbours lie scattered over lists that are almost equally far.
+        """
+        least, most = min(self.lists, math.ceil(LISTS_LEAST * effort)), min(self.lists, LISTS_MOST * effort)
+        last = min(REACH_FROM, self.lists) - 1
+        found = []
+        for query in queries:
+            squares = self._to_centroids(query)
+            third = _smallest(squares, last)
+            lists = np.flatnonzero(squares <= third * np.float32((1 + reach) ** 2))
+            if len(lists) < least:
+                lists = np.flatnonzero(squares <= _smallest(squares, least - 1))
+            if len(lists) > most:
+                lists = lists[squares[lists] <= _smallest(squares[lists], most - 1)][:most]
+            found.append(lists)
+        width = -(-max(map(len, found)) // LISTS_STEP) * LISTS_STEP
+        padded = np.full((len(queries), width), -1, np.int64)
+        for line, lists in enumerate(found):
+            padded[line, : len(lists)] = lists
+        return padded
+
+    def candidates(
+        self, queries: NDArray[np.float32], count: int, parameters: SearchParameters, alive: "Alive"
+    ) -> NDArray[np.int64]:
+        """The rows (nq, count) nearest by codes, -1 where there are fewer; `parameters` as they are to be used."""
+        if parameters.reach == 0 or self.lists == 1:
+            options = alive.options(False, min(parameters.effort, self.lists))
+            labels: NDArray[np.int64] = self.faiss.search(queries, count, params=options)[1]
+            return labels
+        lists = self.lists_within(queries, parameters.effort, parameters.reach)
+        distances, labels = np.empty((len(queries), count), np.float32), np.empty((len(queries), count), np.int64)
+        # Codes are of the rows, not of what is left of them after the centroid: its distance is not used.
+        unused = np.zeros(lists.shape, np.float32)
+        pointers = [faiss.swig_ptr(each) for each in (lists, unused, distances, labels)]
+        options = alive.options(False, lists.shape[1])
+        self.faiss.search_preassigned_c(len(queries), faiss.swig_ptr(queries), count, *pointers, False, options)
+        return labels
 
 
 @dataclass(frozen=True, slots=True)
 class Donor:
-    """A trained index without rows, whose centroids and codebooks are used again, and how it is searched.
+    """A trained FAISS index without rows, whose centroids and codebooks are used again, and how it is searched.
 
     Below `recall_min` the new rows have drifted too far from what it was trained on.
     """
 
-    index: Any
+    faiss: Any
     parameters: SearchParameters
     recall_min: float
 
+    @classmethod
+    def of(cls, index: Index, parameters: SearchParameters, recall_target: float) -> "Donor":
+        emptied = faiss.clone_index(index.faiss)
+        emptied.reset()
+        return cls(emptied, parameters, recall_target - DRIFT_MAX)
 
-def emptied(index: Any) -> Any:
-    """The same trained index without rows."""
-    copy = faiss.clone_index(index)
-    copy.reset()
-    return copy
-
-
-def donor_from(path: Path, parameters: SearchParameters, recall_target: float) -> Donor:
-    """Borrow from an index file, which was verified."""
-    index: Any = faiss.read_index(str(path))
-    index.reset()
-    return Donor(index, parameters, recall_target - DRIFT_MAX)
+    @classmethod
+    def read(cls, path: Path, parameters: SearchParameters, recall_target: float) -> "Donor":
+        """Borrow from an index file, which was verified."""
+        index: Any = faiss.read_index(str(path))
+        index.reset()
+        return cls(index, parameters, recall_target - DRIFT_MAX)
 
 
 def kind_for(rows: int, parameters: IndexParameters) -> SegmentKind:
@@ -85,28 +182,26 @@ def kind_for(rows: int, parameters: IndexParameters) -> SegmentKind:
 
 def build(
     rows: NDArray[np.float32], metric: Metric, parameters: IndexParameters, seed: int, donor: Donor | None = None
-) -> tuple[Any, SearchParameters]:
+) -> tuple[Index, SearchParameters]:
     """Build and calibrate an ANN index over float32 rows (n, dimension); all threads of the process are used.
 
     Training and calibration are most of a build: with a donor neither is done, only the recall is measured.
     """
     if donor is not None and parameters.kind in ("ivfpq", "pq"):
-        index: Any = faiss.clone_index(donor.index)
-        index.add(rows)
-        measured = _measurement(
-            index, rows, metric, seed, DRIFT_QUERIES if parameters.kind == "pq" else CALIBRATION_QUERIES
-        )
-        efforts = (min(int(factor * donor.parameters.effort), index.nlist) for factor in DONOR_EFFORTS)
-        for effort in dict.fromkeys(efforts):
-            found = measured(effort, donor.parameters.k_factor)
+        borrowed = faiss.clone_index(donor.faiss)
+        borrowed.add(rows)
+        index = Index(borrowed)
+        queries = DRIFT_QUERIES if parameters.kind == "pq" else CALIBRATION_QUERIES
+        measured = _measurement(index, rows, seed, queries)
+        for factor in DONOR_EFFORTS if index.lists > 1 else (1.0,):
+            found = measured(donor.parameters.scaled(factor))
             if found.recall >= donor.recall_min:
                 return index, found
-    index = (
-        _build_hnsw(rows, metric, parameters)
-        if parameters.kind == "hnsw"
-        else _build_ivfpq(rows, metric, parameters, seed)
-    )
-    return index, _calibrate(index, rows, metric, parameters, seed)
+    if parameters.kind == "hnsw":
+        index = Index(_build_hnsw(rows, metric, parameters))
+    else:
+        index = Index(_build_ivfpq(rows, metric, parameters, seed))
+    return index, _calibrate(index, rows, parameters.recall_target, seed)
 
 
 def _build_hnsw(rows: NDArray[np.float32], metric: Metric, parameters: IndexParameters) -> Any:
@@ -138,13 +233,14 @@ def _build_ivfpq(rows: NDArray[np.float32], metric: Metric, parameters: IndexPar
 
 
 def _measurement(
-    index: Any, rows: NDArray[np.float32], metric: Metric, seed: int, count: int = CALIBRATION_QUERIES
-) -> Callable[[int, int], SearchParameters]:
-    """Measures recall@10 on sampled rows for an effort and a k_factor.
+    index: Index, rows: NDArray[np.float32], seed: int, count: int = CALIBRATION_QUERIES
+) -> Callable[[SearchParameters], SearchParameters]:
+    """Measures recall@10 of search parameters on sampled rows.
 
     Each sampled row is a query whose own row is left out of the answer, found exactly over all rows. A row is
     found when it is as near as the 10th nearest: rows of equal distance are equally good answers.
     """
+    metric = index.metric
     picked = np.random.default_rng(seed + 1).choice(len(rows), min(count, len(rows)), replace=False)
     queries = np.ascontiguousarray(rows[picked])
 
@@ -155,37 +251,46 @@ def _measurement(
     worst = distances_of(exact_search(rows, queries, CALIBRATION_K + 1, metric)[1])[:, -1:]
     enough = worst + np.abs(worst) * np.float32(1e-6)
 
-    def measured(effort: int, k_factor: int) -> SearchParameters:
-        found = search(index, rows, queries, CALIBRATION_K + 1, metric, SearchParameters(effort, k_factor))[1]
-        return SearchParameters(effort, k_factor, float((distances_of(found) <= enough).mean()))
+    def measured(parameters: SearchParameters) -> SearchParameters:
+        found = search(index, rows, queries, CALIBRATION_K + 1, parameters)[1]
+        return replace(parameters, recall=float((distances_of(found) <= enough).mean()))
 
     return measured
 
 
-def _calibrate(
-    index: Any, rows: NDArray[np.float32], metric: Metric, parameters: IndexParameters, seed: int
-) -> SearchParameters:
+def _calibrate(index: Index, rows: NDArray[np.float32], target: float, seed: int) -> SearchParameters:
     """The cheapest search parameters whose recall@10 on sampled rows reaches the target."""
-    measured = _measurement(index, rows, metric, seed)
-    hnsw = isinstance(index, faiss.IndexHNSW)
-    effort_max = HNSW_EF_MAX if hnsw else int(index.nlist)
+    measured = _measurement(index, rows, seed)
+    if index.is_hnsw:
+        best = measured(SearchParameters(HNSW_EF_MAX))
+        # efSearch below k counts as k: what was measured with CALIBRATION_K + 1 would not hold for a smaller k.
+        return _least_effort(best, target, CALIBRATION_K, lambda ef: measured(SearchParameters(ef)))
     best = SearchParameters(recall=-1.0)
-    for k_factor in (1,) if hnsw else (8, 16, 32, 64):
-        best = max(best, measured(effort_max, k_factor), key=lambda found: found.recall)
-        if best.recall >= parameters.recall_target:
+    for k_factor in (8, 16, 32, 64):
+        best = max(best, measured(SearchParameters(index.lists, k_factor)), key=lambda found: found.recall)
+        if best.recall >= target:
             break
-    # efSearch below k counts as k: what was measured with CALIBRATION_K + 1 would not hold for a smaller k.
-    return _least_effort(best, parameters.recall_target, CALIBRATION_K if hnsw else 1, measured)
+    if index.lists == 1:
+        return best
+    sample = np.ascontiguousarray(rows[:: max(1, len(rows) // CALIBRATION_QUERIES)])
+    squares = index.sorted_squares(sample)
+    from_squares = np.maximum(squares[:, min(REACH_FROM, index.lists) - 1], np.finfo(np.float32).tiny)
+
+    def probing(effort: int) -> SearchParameters:
+        reach = math.sqrt(float(np.median(squares[:, effort - 1] / from_squares))) - 1
+        return measured(replace(best, effort=effort, reach=max(0.0, reach)))
+
+    return _least_effort(best, target, 1, probing)
 
 
 def _least_effort(
-    best: SearchParameters, target: float, low: int, measured: Callable[[int, int], SearchParameters]
+    best: SearchParameters, target: float, low: int, measured: Callable[[int], SearchParameters]
 ) -> SearchParameters:
     """Bisect, in ratios, for the least effort above `low` that reaches the target (or what full effort reaches)."""
     target = min(target, best.recall)
     high = best
     while high.effort > low * 1.1 and high.effort > low + 1:
-        tried = measured(max(low + 1, int(math.sqrt(low * high.effort))), best.k_factor)
+        tried = measured(max(low + 1, int(math.sqrt(low * high.effort))))
         if tried.recall >= target:
             high = tried
         else:
@@ -222,11 +327,10 @@ ALL = Alive()
 
 
 def search(
-    index: Any,
+    index: Index,
     rows: NDArray[np.float32],
     queries: NDArray[np.float32],
     k: int,
-    metric: Metric,
     parameters: SearchParameters,
     alive: Alive = ALL,
     effort: float = 1.0,
@@ -236,14 +340,13 @@ def search(
     `effort` scales the calibrated effort, which was measured for 10 neighbours; for more it grows with the square
     root of their number.
     """
-    widened = max(1.0, math.sqrt(k / (CALIBRATION_K + 1)))
-    scaled = max(1, math.ceil(parameters.effort * effort * widened))
-    if isinstance(index, faiss.IndexHNSW):
-        distances, labels = index.search(queries, k, params=alive.options(True, max(scaled, k)))
+    scaled = parameters.scaled(effort * max(1.0, math.sqrt(k / (CALIBRATION_K + 1))))
+    if index.is_hnsw:
+        distances, labels = index.faiss.search(queries, k, params=alive.options(True, max(scaled.effort, k)))
         return distances, labels
-    wanted = min(max(k, CALIBRATION_K) * math.ceil(parameters.k_factor * max(1.0, effort)), index.ntotal)
-    _, candidates = index.search(queries, wanted, params=alive.options(False, min(scaled, int(index.nlist))))
-    return _rank_exactly(rows, queries, candidates, k, metric)
+    wanted = min(max(k, CALIBRATION_K) * math.ceil(parameters.k_factor * max(1.0, effort)), index.faiss.ntotal)
+    queries = np.ascontiguousarray(queries)
+    return _rank_exactly(rows, queries, index.candidates(queries, wanted, scaled, alive), k, index.metric)
 
 
 def _rank_exactly(
@@ -253,7 +356,7 @@ def _rank_exactly(
     count, wanted = candidates.shape
     if wanted < k:
         candidates = np.pad(candidates, ((0, 0), (0, k - wanted)), constant_values=-1)
-    queries, candidates = np.ascontiguousarray(queries), np.ascontiguousarray(candidates)
+    candidates = np.ascontiguousarray(candidates)
     distances = np.empty(candidates.shape, np.float32)  # of candidate -1 it is infinite
     name = "fvec_L2sqr_by_idx" if metric == "l2" else "fvec_inner_products_by_idx"
     pointers = (faiss.swig_ptr(each) for each in (distances, queries, rows, candidates))
@@ -263,22 +366,22 @@ def _rank_exactly(
     return distances[lines, order], candidates[lines, order]
 
 
-def to_bytes(index: Any) -> bytes:
+def to_bytes(index: Index) -> bytes:
     """The index as bytes, for `from_bytes` in another process."""
-    written: NDArray[np.uint8] = faiss.serialize_index(index)
+    written: NDArray[np.uint8] = faiss.serialize_index(index.faiss)
     return written.tobytes()
 
 
-def from_bytes(written: bytes) -> Any:
+def from_bytes(written: bytes) -> Index:
     """An index from bytes that `to_bytes` gave and a checksum covered."""
-    return faiss.deserialize_index(np.frombuffer(written, np.uint8))
+    return Index(faiss.deserialize_index(np.frombuffer(written, np.uint8)))
 
 
-def write(index: Any, path: Path) -> None:
-    faiss.write_index(index, str(path))
+def write(index: Index, path: Path) -> None:
+    faiss.write_index(index.faiss, str(path))
 
 
-def open_mapped(path: Path, kind: SegmentKind, rows: int, dimension: int) -> Any:
+def open_mapped(path: Path, kind: SegmentKind, rows: int, dimension: int) -> Index:
     """Map an index file whose checksum was verified; refuse any type or shape but the manifest's."""
     index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
     expected = faiss.IndexHNSWFlat if kind == "hnsw" else faiss.IndexIVFPQFastScan
@@ -287,4 +390,4 @@ def open_mapped(path: Path, kind: SegmentKind, rows: int, dimension: int) -> Any
             f"{path}: holds a {type(index).__name__} of {index.ntotal} rows x {index.d}, "
             f"the manifest says {kind}, {rows} rows x {dimension}"
         )
-    return index
+    return Index(index)

@@ -36,6 +36,7 @@ class SegmentEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     files: dict[str, FileEntry]
     dead_rows: int = 0
     dead_file: str | None = None
+    reach: float = 0.0
 
     @property
     def live_rows(self) -> int:

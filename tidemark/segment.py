@@ -65,6 +65,7 @@ def write_segment(
         effort=search.effort,
         k_factor=search.k_factor,
         recall=search.recall,
+        reach=search.reach,
         files={name: file_entry(directory / name) for name in names},
     )
 
@@ -138,7 +139,7 @@ class Segment:
         self.kind: SegmentKind = entry.kind
         self.rows = entry.rows
         self.metric = metric
-        self.parameters = index.SearchParameters(entry.effort, entry.k_factor, entry.recall)
+        self.parameters = index.SearchParameters(entry.effort, entry.k_factor, entry.recall, entry.reach)
         for name, expected in entry.files.items():
             if name not in verified:
                 verify_file(directory / name, expected)
@@ -278,7 +279,7 @@ class Segment:
             return exact_search(self.vectors, queries, k, self.metric)
         if exact:
             return self._search_exactly(queries, k)
-        found = index.search(self._index, self.vectors, queries, k, self.metric, self.parameters, self._alive, effort)
+        found = index.search(self._index, self.vectors, queries, k, self.parameters, self._alive, effort)
         return self._completed(*found, queries, k)
 
     def _hide_dead_rows(self) -> None:

@@ -100,7 +100,9 @@ class Tail:
         self.dead: NDArray[np.bool_] = take(np.bool_, capacity)
         self._dead_before = int(np.count_nonzero(self.dead[:first]))
         self._codes = Document(self.region, _codes_bytes(dimension, capacity))
-        self._encoder: tuple[Any, int] | None = None  # the writer's index, to which rows are added, and its k_factor
+        self._encoder: tuple[index.Index, int] | None = (
+            None  # the writer's index, to which rows are added, and its k_factor
+        )
         self._can_encode = True
         self._coded = _Coded()
         self._ids = _Texts(self.region, capacity)
@@ -195,9 +197,9 @@ class Tail:
                 self._can_encode = False
                 return None
             self._encoder = built, found.k_factor
-            donor = Donor(index.emptied(built), found, parameters.recall_target - index.DRIFT_MAX)
+            donor = Donor.of(built, found, parameters.recall_target)
         else:
-            self._encoder[0].add(vectors)
+            self._encoder[0].faiss.add(vectors)
         built, k_factor = self._encoder
         self._codes.write(np.array([stop, k_factor], np.int64).tobytes() + index.to_bytes(built))
         return donor
@@ -205,7 +207,7 @@ class Tail:
     @property
     def uncoded(self) -> int:
         """How many rows could get codes; 0 where codes are of no use."""
-        encoded = self._encoder[0].ntotal if self._encoder else 0
+        encoded = self._encoder[0].faiss.ntotal if self._encoder else 0
         return self.rows - encoded if self._can_encode else 0
 
     def open_codes(self) -> None:
@@ -229,9 +231,7 @@ class Tail:
         coded = self._coded
         if not exact and start == self.first and start < coded.rows <= stop:
             alive = index.Alive(np.packbits(~self.dead_mask()[: coded.rows], bitorder="little"))
-            distances, labels = index.search(
-                coded.index, self.vectors, queries, k, metric, coded.parameters, alive, effort
-            )
+            distances, labels = index.search(coded.index, self.vectors, queries, k, coded.parameters, alive, effort)
             labels[np.isnan(distances)] = -1  # killed meanwhile
             yield distances, labels
             start = coded.rows
