@@ -5,6 +5,10 @@ never waits for the interpreter lock of who applies records. The socket is bound
 error and port 0 tells which one it got.
 """
 
+import gc
+
+gc.disable()  # what is imported stays: looking through it is a tenth of the start
+
 import argparse
 import logging
 import os
@@ -12,14 +16,12 @@ import resource
 import socket
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
-from api.serving import Serving
-from api.workers import Workers
+from api.workers import Told, Workers
 from tidemark import service
 from tidemark.errors import BadConfiguration
-from tidemark.exact import simd_level
-from tidemark.settings import load
 
 logger = logging.getLogger("api")
 
@@ -37,23 +39,36 @@ def main() -> None:
         service.die_with_parent()
     sys.setswitchinterval(SWITCH_S)
     stopping = service.stop_on_signals()
-    settings = load(arguments.config)
-    service.log_to_stderr(settings.log_format)
     _allow_many_files()
+    with tempfile.TemporaryDirectory(prefix="tidemark-metrics-") as metrics:
+        workers = Workers({"PROMETHEUS_MULTIPROC_DIR": metrics})
+        try:
+            _serve(workers, arguments.config, stopping)
+        finally:
+            workers.stop()
+
+
+def _serve(workers: Workers, config: Path | None, stopping: threading.Event) -> None:
+    # Imported while the first worker imports what it needs: that takes longest of all.
+    from api.serving import Serving
+    from tidemark.exact import simd_level
+    from tidemark.settings import load
+    from tidemark.shared_memory import Document
+
+    settings = load(config)
+    service.log_to_stderr(settings.log_format)
     listener = _listen(settings.api.host, settings.api.port)
     host, port = listener.getsockname()[:2]
-    serving = Serving(settings)
-    told = ["--listener", str(listener.fileno()), "--replica", serving.document.name]
-    told += ["--config", str(arguments.config)] if arguments.config else []
+    document = Document()
+    serving = Serving(settings, document)
+    serving.start()
     count = settings.api.workers or os.cpu_count() or 1
-    with tempfile.TemporaryDirectory(prefix="tidemark-metrics-") as metrics:
-        workers = Workers(count, told, listener.fileno(), {"PROMETHEUS_MULTIPROC_DIR": metrics})
+    workers.serve(count, Told(listener, document.name, config))
+    service.collect_garbage()
+    logger.info("listening on http://%s:%d with %d workers; uvloop, httptools; %s", host, port, count, simd_level())
+    while not stopping.wait(TURN_S):
         workers.turn()
-        logger.info("listening on http://%s:%d with %d workers; uvloop, httptools; %s", host, port, count, simd_level())
-        serving.start()
-        while not stopping.wait(TURN_S):
-            workers.turn()
-        workers.stop()
+    workers.stop()
     serving.close()
 
 

@@ -4,6 +4,7 @@ Requests are decoded by msgspec, which rejects NaN, Infinity, unknown fields and
 Pydantic would cost more than the search. The public contract is design section 10.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -23,6 +24,9 @@ EFFORT_MAX = 64.0
 HITS_MAX = 100_000
 
 T = TypeVar("T")
+K = Annotated[int, Meta(ge=1, le=K_MAX, description="hits per query")]
+Exact = Annotated[bool, Meta(description="scan every row instead of using the indexes")]
+Effort = Annotated[float, Meta(gt=0, le=EFFORT_MAX, description="scales the calibrated search effort")]
 Vector = list[float]
 Partition = Annotated[str, Meta(pattern="^(0|[1-9][0-9]{0,8})$")]
 Position = Annotated[int, Meta(ge=0, le=2**63 - 1)]
@@ -34,15 +38,23 @@ class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     vector: Vector | None = None
     vectors: list[Vector] | None = None
     id: str | None = None
-    k: Annotated[int, Meta(ge=1, le=K_MAX, description="hits per query")] = 10
-    exact: Annotated[bool, Meta(description="scan every row instead of using the indexes")] = False
-    effort: Annotated[float, Meta(gt=0, le=EFFORT_MAX, description="scales the calibrated search effort")] = 1.0
+    k: K = 10
+    exact: Exact = False
+    effort: Effort = 1.0
     min_positions: Annotated[
         dict[Partition, Position] | None, Meta(description="answer only when these positions are reached, else 412")
     ] = None
     timeout_ms: Annotated[int, Meta(ge=0, le=30_000, description="how long to wait for min_positions")] = 1_000
     include: Annotated[tuple[str, ...], Meta(description="metadata, vector")] = ("metadata",)
     filter: Any = None
+
+
+class SearchOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The query parameters beside queries in bytes."""
+
+    k: K = 10
+    exact: Exact = False
+    effort: Effort = 1.0
 
 
 class Hit(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -133,14 +145,17 @@ def search_request(body: bytes) -> SearchRequest:
     return request
 
 
-def binary_request(queries: int, k: int, exact: bool, effort: float) -> SearchRequest:
+def binary_request(queries: int, parameters: Mapping[str, str]) -> SearchRequest:
     """What the parameters beside queries in bytes ask for; one query is answered with `hits`."""
-    if not 1 <= k <= K_MAX:
-        raise BadQuery(f"k is {k}: 1 to {K_MAX}")
-    if not 0 < effort <= EFFORT_MAX:
-        raise BadQuery(f"effort is {effort}: more than 0, at most {EFFORT_MAX:g}")
-    _check_hits(queries, k)
-    return SearchRequest(vectors=[] if queries > 1 else None, k=k, exact=exact, effort=effort)
+    if "filter" in parameters:
+        raise Unsupported("filter: metadata filters are not built yet; leave it out and filter the hits")
+    try:
+        asked = msgspec.convert(dict(parameters), SearchOptions, strict=False)
+    except msgspec.ValidationError as error:
+        raise BadQuery(str(error)) from None
+    _check_hits(queries, asked.k)
+    vectors: list[Vector] | None = [] if queries > 1 else None
+    return SearchRequest(vectors=vectors, k=asked.k, exact=asked.exact, effort=asked.effort)
 
 
 def _check_hits(queries: int, k: int) -> None:
@@ -187,6 +202,12 @@ def queries_from_bytes(body: bytes, dimension: int) -> NDArray[np.float32]:
     if len(queries) > QUERIES_MAX:
         raise BadQuery(f"the body holds {len(queries)} queries: at most {QUERIES_MAX} at once")
     return queries
+
+
+def search_options() -> dict[str, Any]:
+    """The schemas of the query parameters of a search, by name."""
+    found: dict[str, Any] = msgspec.json.schema(SearchOptions)["$defs"]["SearchOptions"]["properties"]
+    return found
 
 
 def components() -> dict[str, Any]:

@@ -160,8 +160,8 @@ class Served:
 class Serving:
     """All collections, and the thread that watches CURRENT; `document` tells the HTTP workers of them."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.document = Document()
+    def __init__(self, settings: Settings, document: Document) -> None:
+        self._document = document
         self.collections = {c.name: Served(settings, c) for c in settings.all_collections()}
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watch-current", daemon=True)
@@ -185,7 +185,7 @@ class Serving:
     def _publish(self) -> None:
         """Tell the workers which follower serves each collection."""
         found = {name: served.status for name, served in self.collections.items()}
-        self.document.write(msgspec.json.encode(ReplicaStatus(time.monotonic(), found)))
+        self._document.write(msgspec.json.encode(ReplicaStatus(time.monotonic(), found)))
 
     def close(self) -> None:
         self._closing.set()

@@ -1,18 +1,18 @@
-"""`python -m api.worker`: one HTTP worker of a replica, started by `python -m api` with its socket and its memory.
+"""`python -m api.worker`: one HTTP worker of a replica, started by `python -m api` and told on stdin what to serve.
 
 It only reads the replica's views, so no search waits for the thread that follows the log. FAISS is given one
 OpenMP thread per search before it is imported: with more, one query costs several times the CPU.
 """
 
+import gc
 import os
 
+gc.disable()  # what is imported stays: looking through it is a tenth of the start
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import argparse
 import signal
 import socket
 import sys
-from pathlib import Path
 
 import httptools  # noqa: F401  # uvicorn falls back to h11, 3.5 times slower, when one is missing
 import uvicorn
@@ -20,6 +20,7 @@ import uvloop  # noqa: F401
 
 from api.app import create_app
 from api.mirror import Replica
+from api.workers import Told
 from tidemark import service
 from tidemark.settings import load
 from tidemark.shared_memory import Document, Region
@@ -29,18 +30,14 @@ SWITCH_S = 0.0005
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="api.worker", description=__doc__)
-    parser.add_argument("--config", type=Path)
-    parser.add_argument("--listener", type=int, required=True, help="descriptor of the listening socket")
-    parser.add_argument("--replica", required=True, help="name of the replica's document")
-    arguments = parser.parse_args()
     service.die_with_parent(signal.SIGKILL)
-    if os.getppid() != int(arguments.replica.split(":")[0]):
+    told = Told.receive(socket.socket(fileno=sys.stdin.fileno()))
+    if told is None or os.getppid() != int(told.replica.split(":")[0]):
         return
     sys.setswitchinterval(SWITCH_S)
-    settings = load(arguments.config)
+    settings = load(told.config)
     service.log_to_stderr(settings.log_format)
-    replica = Replica(settings, Document(Region.open(arguments.replica)))
+    replica = Replica(settings, Document(Region.open(told.replica)))
     config = uvicorn.Config(
         create_app(replica),
         loop="uvloop",
@@ -56,7 +53,8 @@ def main() -> None:
     # uvicorn stops on SIGTERM and SIGINT, then raises the signal again for who was there before it: exit 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    uvicorn.Server(config).run(sockets=[socket.socket(fileno=arguments.listener)])
+    service.collect_garbage()
+    uvicorn.Server(config).run(sockets=[told.listener])
 
 
 if __name__ == "__main__":

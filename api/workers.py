@@ -1,14 +1,20 @@
 """The HTTP workers of a replica: child processes that share its socket, its segments and its memory.
 
-A worker that ends is started again, with back-off; all of them die with this process.
+A worker imports what it needs before it is told what to serve, so the first ones can be started before the
+replica knows that itself. One that ends is started again, with back-off; all of them die with this process.
 """
 
+import contextlib
+import json
 import logging
 import os
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
 
 logger = logging.getLogger(__name__)
 
@@ -16,27 +22,56 @@ BACKOFF_S, BACKOFF_S_MAX = 0.2, 10.0
 STEADY_S = 30.0
 # uvicorn gives requests under way 3 s (worker.py).
 STOP_S = 6.0
+TOLD_BYTES_MAX = 65_536
+
+
+class Told(NamedTuple):
+    """What a worker is to serve: the listening socket, the name of the replica's document, the settings file."""
+
+    listener: socket.socket
+    replica: str
+    config: Path | None
+
+    def send(self, to: socket.socket) -> None:
+        text = json.dumps({"replica": self.replica, "config": str(self.config) if self.config else None})
+        socket.send_fds(to, [text.encode()], [self.listener.fileno()])
+
+    @classmethod
+    def receive(cls, source: socket.socket) -> "Told | None":
+        """Wait for it; None when the replica has ended instead."""
+        text, descriptors, _, _ = socket.recv_fds(source, TOLD_BYTES_MAX, 1)
+        if not text:
+            return None
+        found = json.loads(text)
+        config = Path(found["config"]) if found["config"] else None
+        return cls(socket.socket(fileno=descriptors[0]), found["replica"], config)
 
 
 class Workers:
-    """`turn` now and then; `stop` lets requests under way end."""
+    """One is started at once; `serve` tells it what to serve and adds the others, `turn` now and then keeps them
+    running; `stop` lets requests under way end."""
 
-    def __init__(self, count: int, arguments: list[str], listener: int, environment: Mapping[str, str]) -> None:
-        self._command = [sys.executable, "-m", "api.worker", *arguments]
-        self._listener = listener
+    def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = {**os.environ, **environment}
-        self._workers: list[_Worker] = [_Worker() for _ in range(count)]
+        self._told: Told | None = None
+        self._workers = [_Worker()]
+        self._workers[0].start(self._environment)
+
+    def serve(self, count: int, told: Told) -> None:
+        self._told = told
+        self._workers[0].tell(told)
+        self._workers += [_Worker() for _ in range(count - 1)]
+        self.turn()
 
     def turn(self) -> None:
         """Start what is not running."""
+        assert self._told is not None
         for worker in self._workers:
             if worker.process is not None and worker.process.poll() is not None:
                 worker.ended()
             if worker.process is None and time.monotonic() >= worker.not_before:
-                worker.started_at = time.monotonic()
-                worker.process = subprocess.Popen(
-                    self._command, pass_fds=[self._listener], env=self._environment, process_group=0
-                )
+                worker.start(self._environment)
+                worker.tell(self._told)
 
     def stop(self) -> None:
         running = [worker.process for worker in self._workers if worker.process is not None]
@@ -56,6 +91,19 @@ class _Worker:
         self.process: subprocess.Popen[bytes] | None = None
         self.started_at = self.not_before = 0.0
         self._backoff_s = BACKOFF_S
+        self._telling: socket.socket | None = None
+
+    def start(self, environment: Mapping[str, str]) -> None:
+        self.started_at = time.monotonic()
+        self._telling, told = socket.socketpair()
+        with told:
+            command = [sys.executable, "-m", "api.worker"]
+            self.process = subprocess.Popen(command, stdin=told.fileno(), env=environment, process_group=0)
+
+    def tell(self, told: Told) -> None:
+        assert self._telling is not None
+        with self._telling, contextlib.suppress(BrokenPipeError):  # it has ended: it is started again
+            told.send(self._telling)
 
     def ended(self) -> None:
         assert self.process is not None

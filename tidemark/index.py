@@ -304,9 +304,13 @@ class Alive:
     The bitmap is read while searching: a bit cleared meanwhile may or may not count. Any thread may use it.
     """
 
-    def __init__(self, bitmap: NDArray[np.uint8] | None = None) -> None:
+    def __init__(self, bitmap: NDArray[np.uint8] | None = None, first: int = 0) -> None:
+        """`first`: the rows before it are passed over as well."""
         self._bitmap = bitmap  # FAISS keeps only its address
-        self._selector = None if bitmap is None else faiss.IDSelectorBitmap(bitmap)  # type: ignore[call-arg, arg-type]
+        self._selector: Any = None if bitmap is None else faiss.IDSelectorBitmap(bitmap)  # type: ignore[call-arg, arg-type]
+        if first and self._selector is not None:
+            self._parts = faiss.IDSelectorRange(first, 2**62), self._selector
+            self._selector = faiss.IDSelectorAnd(*self._parts)
         self._options: dict[tuple[bool, int], Any] = {}
 
     def options(self, hnsw: bool, effort: int) -> Any:

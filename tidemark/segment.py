@@ -24,10 +24,11 @@ from tidemark.collection import IndexParameters, Metric, SegmentKind
 from tidemark.errors import CorruptCheckpoint
 from tidemark.exact import exact_search
 from tidemark.files import fsync_directory, fsync_file
+from tidemark.live_rows import LiveRows
 from tidemark.manifest import FileEntry, SegmentEntry
 from tidemark.record import hash_ids
 from tidemark.rows import Rows
-from tidemark.shared_memory import Region, room
+from tidemark.shared_memory import Region
 
 HASHED_BYTES = 2 * 2**20
 
@@ -149,17 +150,13 @@ class Segment:
         self._index = None
         if self.kind != "flat":
             self._index = index.open_mapped(directory / layout.INDEX, self.kind, self.rows, dimension)
-        bitmap_bytes = (self.rows + 7) // 8
-        self.region = live or Region(room(np.int64, 1) + room(np.uint8, bitmap_bytes), shared)
-        self._words: NDArray[np.int64] = self.region.take(np.int64, 1)  # dead rows
-        self.live: NDArray[np.uint8] = self.region.take(np.uint8, bitmap_bytes)
-        self._alive = index.Alive(self.live)
-        self._live_in_vectors = np.full(bitmap_bytes, 0xFF, np.uint8)
+        self.region = live or Region(LiveRows.size(self.rows), shared)
+        self._live = LiveRows(self.region, self.rows, new=live is None)
+        self._alive = index.Alive(self._live.bitmap)
+        self._live_in_vectors = np.full_like(self._live.bitmap, 0xFF)
         self.saved_dead_rows = 0
-        if live is None:
-            self.live[:] = 0xFF
-            if entry.dead_file:
-                self._open_dead_rows(entry.dead_file)
+        if live is None and entry.dead_file:
+            self._open_dead_rows(entry.dead_file)
 
     def _open_vectors(self, dimension: int) -> None:
         path = self.directory / layout.VECTORS
@@ -188,7 +185,7 @@ class Segment:
 
     def _open_dead_rows(self, name: str) -> None:
         bits = np.fromfile(self.directory / name, np.uint8)
-        if len(bits) != len(self.live):
+        if len(bits) != len(self._live.bitmap):
             raise CorruptCheckpoint(f"{self.directory / name}: has {len(bits)} bytes for {self.rows} rows")
         dead = np.flatnonzero(np.unpackbits(bits, count=self.rows, bitorder="little"))
         self.kill(dead.astype(np.int64))
@@ -202,7 +199,7 @@ class Segment:
 
     @property
     def dead_rows(self) -> int:
-        return int(self._words[0])
+        return self._live.dead
 
     @property
     def live_count(self) -> int:
@@ -220,7 +217,7 @@ class Segment:
 
     def dead_mask(self) -> NDArray[np.bool_]:
         """Which rows are dead, bool (rows,)."""
-        return np.equal(np.unpackbits(self.live, count=self.rows, bitorder="little"), 0)
+        return self._live.dead_mask()
 
     def save_dead_rows(self, version: int) -> None:
         """Write the dead rows' bitmap as of now, durably, and name it in `entry`."""
@@ -257,17 +254,11 @@ class Segment:
         if not found:
             return np.empty(0, np.int64)
         rows = np.concatenate(found)
-        return rows[self._live_mask(rows)]
-
-    def _live_mask(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        mask: NDArray[np.bool_] = self.live[rows >> 3] >> (rows & 7).astype(np.uint8) & 1 != 0
-        return mask
+        return rows[self._live.are_live(rows)]
 
     def kill(self, rows: NDArray[np.int64]) -> int:
         """Mark live rows dead; returns the sum of their digests modulo 2**64."""
-        bits = (~(np.uint8(1) << (rows & 7).astype(np.uint8))).astype(np.uint8)
-        np.bitwise_and.at(self.live, rows >> 3, bits)
-        self._words[0] += len(rows)
+        self._live.kill(rows)
         return int(self.digests[rows].sum())
 
     def search(
@@ -284,7 +275,7 @@ class Segment:
 
     def _hide_dead_rows(self) -> None:
         """Put a NaN into the vectors of rows that died since the last time (exact.py); any thread may do it."""
-        live = self.live.copy()
+        live = self._live.bitmap.copy()
         changed = np.flatnonzero(live != self._live_in_vectors)
         if len(changed):
             dead = np.unpackbits(~live[changed], bitorder="little").reshape(-1, 8)
@@ -313,7 +304,7 @@ class Segment:
         asked = k
         while True:
             distances, rows = exact_search(self.vectors, queries, asked, self.metric)
-            alive = (rows >= 0) & self._live_mask(rows)
+            alive = (rows >= 0) & self._live.are_live(rows)
             if asked >= self.rows or (alive.sum(axis=1) >= k).all():
                 break
             asked = min(self.rows, max(asked * 4, k + min(self.dead_rows, 1_000)))
@@ -338,7 +329,7 @@ class Segment:
         return vector
 
     def is_live(self, row: int) -> bool:
-        return bool(self.live[row >> 3] >> (row & 7) & 1)
+        return self._live.is_live(row)
 
     def live_part(self) -> Rows:
         """The rows alive now, vectors copied, for a merge."""

@@ -24,6 +24,7 @@ from tidemark import index
 from tidemark.collection import IndexParameters, Metric
 from tidemark.exact import exact_search
 from tidemark.index import Donor, SearchParameters
+from tidemark.live_rows import LiveRows
 from tidemark.record import Batch
 from tidemark.rows import Rows
 from tidemark.shared_memory import Document, Region, fence, room
@@ -87,18 +88,17 @@ class Tail:
     ) -> None:
         self.base = base
         self.capacity = capacity
-        self.first = first
         self.region = region or Region(_size(dimension, capacity), shared)
         take = self.region.take
-        self._words: NDArray[np.int64] = take(np.int64, 2)  # rows, dead rows
+        self._words: NDArray[np.int64] = take(np.int64, 1)  # rows
         self.vectors: NDArray[np.float32] = take(np.float32, capacity, dimension)
         self.firsts: NDArray[np.float32] = take(np.float32, capacity)
         self.offsets: NDArray[np.int64] = take(np.int64, capacity)
         self.timestamps: NDArray[np.int64] = take(np.int64, capacity)
         self.digests: NDArray[np.uint64] = take(np.uint64, capacity)
         self.hashes: NDArray[np.uint64] = take(np.uint64, capacity)
-        self.dead: NDArray[np.bool_] = take(np.bool_, capacity)
-        self._dead_before = int(np.count_nonzero(self.dead[:first]))
+        self._live = LiveRows(self.region, capacity, new=region is None)
+        self._pass_over(first)
         self._codes = Document(self.region, _codes_bytes(dimension, capacity))
         self._encoder: tuple[index.Index, int] | None = (
             None  # the writer's index, to which rows are added, and its k_factor
@@ -116,9 +116,13 @@ class Tail:
     def without(self, first: int) -> "Tail":
         """The same buffer without the rows before `first`."""
         tail = copy(self)
-        tail.first = first
-        tail._dead_before = int(np.count_nonzero(self.dead[:first]))
+        tail._pass_over(first)
         return tail
+
+    def _pass_over(self, first: int) -> None:
+        self.first = first
+        self._dead_before = int(np.count_nonzero(self._live.dead_mask(first)))
+        self._alive = index.Alive(self._live.bitmap, first)
 
     @property
     def place(self) -> TailPlace:
@@ -141,11 +145,11 @@ class Tail:
 
     @property
     def dead_rows(self) -> int:
-        return int(self._words[1]) - self._dead_before
+        return self._live.dead - self._dead_before
 
     def dead_mask(self) -> NDArray[np.bool_]:
         """Which of the rows so far are dead, or not ours, bool (rows,)."""
-        mask = self.dead[: self.rows].copy()
+        mask = self._live.dead_mask(self.rows)
         mask[: self.first] = True
         return mask
 
@@ -178,9 +182,8 @@ class Tail:
 
     def kill(self, rows: NDArray[np.int64]) -> int:
         """Mark live rows dead; returns the sum of their digests modulo 2**64."""
-        self.dead[rows] = True
+        self._live.kill(rows)
         self.vectors[rows, 0] = np.nan
-        self._words[1] += len(rows)
         return int(self.digests[rows].sum())
 
     def encode(self, metric: Metric, parameters: IndexParameters, donor: Donor | None) -> Donor | None:
@@ -230,8 +233,9 @@ class Tail:
         """FAISS distances and row numbers of rows [start, stop): of those that have codes, and of the others."""
         coded = self._coded
         if not exact and start == self.first and start < coded.rows <= stop:
-            alive = index.Alive(np.packbits(~self.dead_mask()[: coded.rows], bitorder="little"))
-            distances, labels = index.search(coded.index, self.vectors, queries, k, coded.parameters, alive, effort)
+            distances, labels = index.search(
+                coded.index, self.vectors, queries, k, coded.parameters, self._alive, effort
+            )
             labels[np.isnan(distances)] = -1  # killed meanwhile
             yield distances, labels
             start = coded.rows
@@ -244,7 +248,7 @@ class Tail:
     def find(self, hash_: np.uint64, id_: bytes) -> int | None:
         """The live row that holds an id, whose hash is given; None when there is none."""
         for row in np.flatnonzero(self.hashes[: self.rows] == hash_).tolist():
-            if row >= self.first and not self.dead[row] and self.id_of(row) == id_:
+            if row >= self.first and self._live.is_live(row) and self.id_of(row) == id_:
                 return int(row)
         return None
 
@@ -266,7 +270,7 @@ class Tail:
         return vector
 
     def is_live(self, row: int) -> bool:
-        return not self.dead[row]
+        return self._live.is_live(row)
 
     def live_part(self) -> Rows:
         """The rows alive now, copied."""
@@ -299,8 +303,10 @@ def _codes_bytes(dimension: int, capacity: int) -> int:
 
 
 def _size(dimension: int, capacity: int) -> int:
-    columns = [np.float32, np.int64, np.int64, np.uint64, np.uint64, np.bool_]
-    size = room(np.int64, 2) + room(np.float32, capacity, dimension) + 2 * _Texts.size(capacity)
+    columns = [np.float32, np.int64, np.int64, np.uint64, np.uint64]
+    size = (
+        room(np.int64, 1) + LiveRows.size(capacity) + room(np.float32, capacity, dimension) + 2 * _Texts.size(capacity)
+    )
     size += Document.size(_codes_bytes(dimension, capacity))
     return size + sum(room(kind, capacity) for kind in columns)
 
