@@ -7,12 +7,12 @@ BIN := .venv/bin
 	@$(BIN)/pip install -q --require-hashes -r requirements-uv.lock && touch $@
 
 .venv/run.stamp: .venv/uv.stamp requirements.lock
-	@echo "installing the locked packages" && $(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r requirements.lock
-	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --editable . && touch $@
+	@echo "installing the locked packages" && $(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock
+	@$(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python --no-deps --editable . && touch $@
 
 .venv/dev.stamp: .venv/run.stamp requirements-dev.lock
 	@echo "installing the locked development packages"
-	@$(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r requirements-dev.lock && touch $@
+	@$(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python --require-hashes -r requirements-dev.lock && touch $@
 
 .PHONY: help setup up test lint format lock bench bench-quick bench-churn bench-growth bench-hot-paths
 setup: .venv/dev.stamp  ## make the environment in .venv, from the lock files

@@ -42,6 +42,8 @@ BACKLOG_BATCHES = 8
 ENDS_EVERY_S = 0.05
 PUBLISH_EVERY_S = 0.05
 MANIFESTS_EVERY_S = 0.25
+# While catching up for the first time: taking a manifest over costs by the rows we are ahead.
+BACKLOG_MANIFESTS_EVERY_S = 1.0
 STALL_S = 60.0
 
 
@@ -124,7 +126,8 @@ class Follower:
             if fetched.records < most // 2:
                 self._closing.wait(GATHER_S)
         self._take_opened(log)
-        self._now_and_then("manifests", MANIFESTS_EVERY_S, self._look_for_manifests)
+        every = MANIFESTS_EVERY_S if self.caught_up_once or not self.served else BACKLOG_MANIFESTS_EVERY_S
+        self._now_and_then("manifests", every, self._look_for_manifests)
         self._now_and_then("ends", ENDS_EVERY_S, lambda: self._look_at_partitions(log))
         self._publish_if_changed()
 

@@ -144,14 +144,15 @@ def rows_of(data: sift.Sift, numbers: range) -> Rows:
     """Rows of the base with ids `v<number>`, one offset each, no metadata: what raw records become."""
     vectors = np.ascontiguousarray(data.base[numbers.start : numbers.stop : numbers.step])
     ids = [b"v%d" % number for number in numbers]
-    offsets = np.arange(len(numbers), dtype=np.int64)
+    offsets, hashes = np.arange(len(numbers), dtype=np.int64), hash_ids(ids)
     return Rows(
         vectors=vectors,
         ids=pa.array(ids, pa.large_binary()),
         offsets=offsets,
         timestamps=offsets,
         metadata=pa.nulls(len(numbers), pa.large_binary()),
-        digests=row_digests(hash_ids(ids), offsets, [vector.tobytes() for vector in vectors]),
+        digests=row_digests(hashes, offsets, [vector.tobytes() for vector in vectors]),
+        hashes=hashes,
     )
 
 

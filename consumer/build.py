@@ -7,7 +7,6 @@ exists only when the consumer's next manifest names it. `builder.py` is the pare
 """
 
 import base64
-import contextlib
 import os
 import signal
 import sys
@@ -43,7 +42,6 @@ class Job(msgspec.Struct, frozen=True):
     index: IndexParameters
     threads: int
     donor: SegmentEntry | None = None
-    idle_only: bool = False
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -87,23 +85,12 @@ def _donor(directory: Path, entry: SegmentEntry | None, parameters: IndexParamet
     return Donor.read(path, search, parameters.recall_target)
 
 
-def _give_way(idle_only: bool) -> None:
-    """Run after searches and after who applies records, or only when nothing else wants the cores.
-
-    The latter is for a backlog: who waits for idle cores may wait for ever while searches keep them busy.
-    """
-    service.give_way(service.BUILD_NICE)
-    with contextlib.suppress(OSError, AttributeError):
-        if idle_only:
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-
-
 def _run_apart(job: Job) -> int:
     """Do the job in a process of its own, which gives way and gives its memory back; its exit status."""
     pid = os.fork()
     if pid == 0:
         service.die_with_parent(signal.SIGKILL)
-        _give_way(job.idle_only)
+        service.give_way(service.BUILD_NICE)
         sys.stdout.buffer.write(msgspec.json.encode(run(job)) + b"\n")
         sys.stdout.buffer.flush()
         os._exit(0)

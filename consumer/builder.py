@@ -66,7 +66,6 @@ class Builder:
         index: IndexParameters,
         inputs: list[Segment],
         donor: Segment | None,
-        idle_only: bool,
     ) -> None:
         """Give the child a job over these segments of one partition; `donor` lends its trained codebooks."""
         dead = {segment.name: segment.dead_mask() for segment in inputs}
@@ -80,7 +79,6 @@ class Builder:
             index=index,
             threads=self._threads,
             donor=None if donor is None else _without_dead_file(donor.entry),
-            idle_only=idle_only,
         )
         rows = sum(segment.live_count for segment in inputs)
         names = [segment.name for segment in inputs]

@@ -80,8 +80,12 @@ class OwnedPartition:
         return time.monotonic() - self.last_record_at > QUIET_S
 
     def wanted_build(self, rows_max: int, quiet: bool) -> list[Segment]:
-        """The segments to make one next; empty when all is well, or while the partition is stopped."""
-        if self.stopped is not None:
+        """The segments to make one next; empty when all is well, or while the partition is stopped.
+
+        During a backlog builds wait until the cap of rows without an index stops the fetching: they would take the
+        cores from those who make records searchable.
+        """
+        if self.stopped is not None or (self.is_behind and not self.paused):
             return []
         names = next_build(self.candidates(), self.index.ann_rows_min, rows_max, quiet)
         return [segment for segment in self.view.searcher.segments if segment.name in names]
@@ -158,7 +162,7 @@ def advance_builds(builder: Builder, partitions: Iterable[OwnedPartition], rows_
         for owned in sorted(partitions, key=lambda owned: -owned.view.unbuilt_rows):
             if inputs := owned.wanted_build(rows_max, owned.quiet):
                 donor = owned.donor_for(sum(segment.live_count for segment in inputs))
-                builder.start(owned.checkpoints, owned.collection, owned.index, inputs, donor, owned.is_behind)
+                builder.start(owned.checkpoints, owned.collection, owned.index, inputs, donor)
                 return
 
 

@@ -33,14 +33,15 @@ def rows_of(vectors: NDArray[np.float32], first: int = 0) -> Rows:
     """Rows with ids `id-<number>`, one offset each; every third has no metadata."""
     numbers = range(first, first + len(vectors))
     ids = [b"id-%d" % number for number in numbers]
-    offsets = np.arange(first, first + len(vectors), dtype=np.int64)
+    offsets, hashes = np.arange(first, first + len(vectors), dtype=np.int64), hash_ids(ids)
     return Rows(
         vectors=vectors,
         ids=pa.array(ids, pa.large_binary()),
         offsets=offsets,
         timestamps=offsets + 1_000,
         metadata=pa.array([b'{"n":%d}' % n if n % 3 else None for n in numbers], pa.large_binary()),
-        digests=row_digests(hash_ids(ids), offsets, [vector.tobytes() for vector in vectors]),
+        digests=row_digests(hashes, offsets, [vector.tobytes() for vector in vectors]),
+        hashes=hashes,
     )
 
 

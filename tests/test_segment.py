@@ -182,7 +182,7 @@ def test_ids_of_equal_hash_are_told_apart(tmp_path: Path, shared: int) -> None:
 def test_ids_with_nul_bytes_and_of_any_length_are_kept_apart(tmp_path: Path) -> None:
     vectors = embeddings(4, 2)
     ids = [b"a", b"a\0", b"a\0\0", b"\xff" * 1024]
-    rows = replace(rows_of(vectors), ids=pa.array(ids, pa.large_binary()))
+    rows = replace(rows_of(vectors), ids=pa.array(ids, pa.large_binary()), hashes=hash_ids(ids))
     segment = Segment(tmp_path / "s", write_segment(tmp_path / "s", rows, "l2", FLAT, seed=1), 2, "l2")
     for row, id_ in enumerate(ids):
         assert segment.find(hash_ids([id_]), [id_]).tolist() == [row]

@@ -120,9 +120,9 @@ class Checkpoints:
     def _open_segments(self, manifest: Manifest, ready: dict[str, Segment]) -> list[Segment]:
         return [ready.get(entry.name) or self._open(entry) for entry in manifest.segments]
 
-    def _open(self, entry: SegmentEntry) -> Segment:
+    def _open(self, entry: SegmentEntry, verified: Iterable[str] = ()) -> Segment:
         directory, collection = self.directory / entry.name, self.collection
-        return Segment(directory, entry, collection.dimension, collection.metric, shared=self._shared)
+        return Segment(directory, entry, collection.dimension, collection.metric, set(verified), self._shared)
 
     # -- write ---------------------------------------------------------------------------------------------
 
@@ -213,7 +213,7 @@ class Checkpoints:
         parameters, metric = self._parameters(rows, with_codes), self.collection.metric
         entry = write_segment(directory, rows, metric, parameters, 0, self._donor)
         reach("flat-durable")
-        segment = self._open(entry)
+        segment = self._open(entry, verified=entry.files)  # just hashed as they were written
         if segment.kind == "pq" and self._donor is None:
             self._donor = Donor.read(directory / layout.INDEX, segment.parameters, parameters.recall_target)
         elif parameters.kind == "pq" and segment.kind == "flat":

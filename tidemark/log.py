@@ -127,10 +127,9 @@ class Log:
 
     def _sorted_out(self, messages: list[Message]) -> Fetched:
         fetched = Fetched()
-        events = [message for message in messages if message.error() is not None]
-        for event in events:
-            self._note(event, fetched)
-        if events:
+        if any(map(Message.error, messages)):
+            for event in (message for message in messages if message.error() is not None):
+                self._note(event, fetched)
             messages = [message for message in messages if message.error() is None]
         if not messages:
             return fetched

@@ -19,6 +19,7 @@ class Rows:
     timestamps: NDArray[np.int64]
     metadata: Any
     digests: NDArray[np.uint64]
+    hashes: NDArray[np.uint64]
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -36,7 +37,9 @@ class ReadableRows(Protocol):
 
 
 def concatenate(parts: Sequence[Rows]) -> Rows:
-    """The rows of all parts, in the parts' order."""
+    """The rows of all parts, in the parts' order; one part is not copied."""
+    if len(parts) == 1:
+        return parts[0]
     return Rows(
         vectors=np.concatenate([part.vectors for part in parts]),
         ids=pa.concat_arrays([part.ids for part in parts]),
@@ -44,4 +47,5 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
         timestamps=np.concatenate([part.timestamps for part in parts]),
         metadata=pa.concat_arrays([part.metadata for part in parts]),
         digests=np.concatenate([part.digests for part in parts]),
+        hashes=np.concatenate([part.hashes for part in parts]),
     )

@@ -10,6 +10,7 @@ One writer kills rows; any number of readers search, without locks. Knows nothin
 
 import os
 from collections.abc import Collection, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -26,7 +27,6 @@ from tidemark.exact import exact_search
 from tidemark.files import fsync_directory, fsync_file
 from tidemark.live_rows import LiveRows
 from tidemark.manifest import FileEntry, SegmentEntry
-from tidemark.record import hash_ids
 from tidemark.rows import Rows
 from tidemark.shared_memory import Region
 
@@ -72,8 +72,7 @@ def write_segment(
 
 
 def _write_columns(path: Path, rows: Rows) -> None:
-    hashes = hash_ids(rows.ids.to_pylist())
-    order = np.argsort(hashes, kind="stable")
+    order = np.argsort(rows.hashes, kind="stable")
     table = pa.table(
         {
             "id": rows.ids,
@@ -81,7 +80,7 @@ def _write_columns(path: Path, rows: Rows) -> None:
             "timestamp": rows.timestamps,
             "metadata": rows.metadata,
             "digest": rows.digests,
-            "sorted_hash": hashes[order],
+            "sorted_hash": rows.hashes[order],
             "sorted_row": order.astype(np.uint32),
         }
     )
@@ -215,6 +214,11 @@ class Segment:
         """What a search scans, in rows compared exactly; 0 when the index leads it to a part."""
         return {"flat": 1.0, "pq": index.PQ_SCAN_COST}.get(self.kind, 0.0) * self.rows
 
+    @cached_property
+    def first_offset(self) -> int:
+        """The least offset of its rows; only where there are rows."""
+        return int(self.offsets.min())
+
     def dead_mask(self) -> NDArray[np.bool_]:
         """Which rows are dead, bool (rows,)."""
         return self._live.dead_mask()
@@ -335,6 +339,8 @@ class Segment:
         """The rows alive now, vectors copied, for a merge."""
         rows = np.flatnonzero(~self.dead_mask())
         taken = pa.array(rows)
+        hashes = np.empty_like(self._sorted_hashes)
+        hashes[self._sorted_rows] = self._sorted_hashes
         return Rows(
             vectors=self._written[rows],
             ids=self.ids.take(taken),
@@ -342,6 +348,7 @@ class Segment:
             timestamps=self.timestamps[rows],
             metadata=self.metadata.take(taken),
             digests=self.digests[rows],
+            hashes=hashes[rows],
         )
 
 

@@ -103,7 +103,7 @@ class SearchedView:
     def built_position(self) -> int:
         """The offset of the oldest row that no index holds; our position when there is none."""
         searcher = self.searcher
-        flat = [int(segment.offsets.min()) for segment in searcher.segments if not segment.is_built and segment.rows]
+        flat = [segment.first_offset for segment in searcher.segments if not segment.is_built and segment.rows]
         tails = [int(tail.offsets[tail.first]) for tail in searcher.tails if tail.count]
         return min([*flat, *tails, self.position])
 

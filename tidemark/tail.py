@@ -58,9 +58,10 @@ class _Texts:
         return int(np.searchsorted(np.cumsum(lengths), TEXT_BYTES - self.ends[first], side="right"))
 
     def append(self, first: int, strings: Sequence[bytes], lengths: NDArray[np.int64]) -> None:
+        """Strings may be left out when all are empty."""
         start, text = int(self.ends[first]), b"".join(strings)
         self.heap[start : start + len(text)] = np.frombuffer(text, np.uint8)
-        self.ends[first + 1 : first + 1 + len(strings)] = start + np.cumsum(lengths)
+        self.ends[first + 1 : first + 1 + len(lengths)] = start + np.cumsum(lengths)
 
     def of(self, row: int) -> bytes:
         return self.heap[self.ends[row] : self.ends[row + 1]].tobytes()
@@ -164,8 +165,11 @@ class Tail:
         """
         first = self.rows
         stop = min(len(batch.ids), start + self.capacity - first)
-        metadata = [text or b"" for text in batch.metadata[start:stop]]
-        id_lengths, metadata_lengths = _lengths(batch.ids[start:stop]), _lengths(metadata)
+        id_lengths = _lengths(batch.ids[start:stop])
+        metadata, metadata_lengths = [], np.zeros(stop - start, np.int64)
+        if any(batch.metadata):
+            metadata = [text or b"" for text in batch.metadata[start:stop]]
+            metadata_lengths = _lengths(metadata)
         count = min(self._ids.fitting(first, id_lengths), self._metadata.fitting(first, metadata_lengths))
         last, stop = first + count, start + count
         self._ids.append(first, batch.ids[start:stop], id_lengths[:count])
@@ -273,17 +277,21 @@ class Tail:
         return self._live.is_live(row)
 
     def live_part(self) -> Rows:
-        """The rows alive now, copied."""
-        rows = self.live_rows
-        taken = pa.array(rows)
-        metadata = self._metadata.column(self.rows).take(taken)
+        """The rows alive now; a copy only where some are dead."""
+        rows: Any = slice(self.first, self.rows)
+        ids, metadata = self._ids.column(self.rows)[rows], self._metadata.column(self.rows)[rows]
+        if self.dead_rows:
+            rows = self.live_rows
+            taken = pa.array(rows - self.first)
+            ids, metadata = ids.take(taken), metadata.take(taken)
         return Rows(
             vectors=self.vectors[rows],
-            ids=self._ids.column(self.rows).take(taken),
+            ids=ids,
             offsets=self.offsets[rows],
             timestamps=self.timestamps[rows],
             metadata=pc.if_else(pc.equal(pc.binary_length(metadata), 0), None, metadata),
             digests=self.digests[rows],
+            hashes=self.hashes[rows],
         )
 
 

@@ -40,12 +40,13 @@ from tidemark.snapshot import (
 )
 from tidemark.tail import Tail
 
-# Memory of a tail, taken as it fills: 65,536 rows up to 128-d. Each tail is one FAISS call per search, and each call
-# waits for the interpreter lock twice, so few large tails are searched sooner than many small ones.
-TAIL_BYTES = 32 * 2**20
+# Memory of a tail, taken as it fills: up to 128-d the rows of a checkpoint (65,536) and the batch that ends it, which
+# are written as they lie. Each tail is one FAISS call per search, and each call waits for the interpreter lock twice,
+# so few large tails are searched sooner than many small ones.
+TAIL_BYTES = 33 * 2**20
 # 4,096 rows of 128-d are scanned exactly in 40 to 90 us.
 ENCODED_NUMBERS = 4_096 * 128
-TAIL_ROWS_MIN, TAIL_ROWS_MAX = 1_024, 65_536
+TAIL_ROWS_MIN, TAIL_ROWS_MAX = 1_024, 67_584
 DIGEST_MODULUS = 2**64
 
 
@@ -104,7 +105,9 @@ class View(SearchedView):
         """Make a batch visible to the next search; its records start at or after our position."""
         ids = batch.ids + batch.deleted_ids
         start = self.searcher.tails[0].start
-        old_recent = [row for row in map(self._recent.get, ids) if row is not None and row >= start]
+        old_recent: list[int] = []
+        if not self._recent.keys().isdisjoint(ids):
+            old_recent = [row for row in map(self._recent.get, ids) if row is not None and row >= start]
         old_in_segments = self._find(np.concatenate([batch.hashes, batch.deleted_hashes]), ids)
         self._append(batch)
         for id_ in batch.deleted_ids:
@@ -124,9 +127,11 @@ class View(SearchedView):
 
         Looked up in the order of their hashes: each search goes on where the one before ended, in the same pages.
         """
+        if not self.searcher.segments:
+            return []
         order = np.argsort(hashes)
-        hashes, ids = hashes[order], [ids[at] for at in order.tolist()]
-        found = ((segment, segment.find(hashes, ids)) for segment in self.searcher.segments)
+        hashes, ordered = hashes[order], _Ordered(ids, order)
+        found = ((segment, segment.find(hashes, ordered)) for segment in self.searcher.segments)
         return [(segment, rows) for segment, rows in found if len(rows)]
 
     def encode(self) -> None:
@@ -245,7 +250,7 @@ class View(SearchedView):
         deleted = [id_ for _, id_ in self._deletes]
         hashes = np.concatenate([*(tail.hashes[tail.first : tail.rows] for tail in tails), hash_ids(deleted)])
         order = np.argsort(hashes)
-        ids = _Ids(tails, deleted, order)
+        ids = _Ordered(_Ids(tails, deleted), order)
         for segment in segments:
             if len(rows := segment.find(hashes[order], ids)):
                 segment.kill(np.unique(rows))
@@ -262,18 +267,30 @@ class View(SearchedView):
         return tuple(tails)
 
 
-class _Ids(Sequence[bytes]):
-    """The ids of tails' rows and of deletes, in another order; read one by one, for few are asked for."""
+class _Ordered(Sequence[bytes]):
+    """Ids in another order; read one by one, for few are asked for."""
 
-    def __init__(self, tails: Sequence[Tail], deleted: Sequence[bytes], order: NDArray[np.int64]) -> None:
-        self._tails, self._deleted, self._order = tails, deleted, order
-        self._ends = np.cumsum([tail.count for tail in tails]).tolist()
+    def __init__(self, ids: Sequence[bytes], order: NDArray[np.int64]) -> None:
+        self._ids, self._order = ids, order
 
     def __len__(self) -> int:
         return len(self._order)
 
     def __getitem__(self, at: Any) -> Any:
-        row = int(self._order[at])
+        return self._ids[int(self._order[at])]
+
+
+class _Ids(Sequence[bytes]):
+    """The ids of tails' rows, then those of deletes."""
+
+    def __init__(self, tails: Sequence[Tail], deleted: Sequence[bytes]) -> None:
+        self._tails, self._deleted = tails, deleted
+        self._ends = np.cumsum([tail.count for tail in tails]).tolist()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) + len(self._deleted)
+
+    def __getitem__(self, row: Any) -> Any:
         number = bisect_right(self._ends, row)
         if number == len(self._tails):
             return self._deleted[row - self._ends[-1]]
