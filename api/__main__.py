@@ -11,7 +11,6 @@ gc.disable()  # what is imported stays: looking through it is a tenth of the sta
 
 import argparse
 import logging
-import os
 import resource
 import socket
 import sys
@@ -57,12 +56,13 @@ def _serve(workers: Workers, config: Path | None, stopping: threading.Event) -> 
 
     settings = load(config)
     service.log_to_stderr(settings.log_format)
+    service.cores(settings.api.follower_cpus)  # refused here, not in a thread
     listener = _listen(settings.api.host, settings.api.port)
     host, port = listener.getsockname()[:2]
     document = Document()
     serving = Serving(settings, document)
     serving.start()
-    count = settings.api.workers or os.cpu_count() or 1
+    count = settings.api.workers or len(service.cores(settings.api.cpus))
     workers.serve(count, Told(listener, document.name, config))
     service.collect_garbage()
     logger.info("listening on http://%s:%d with %d workers; uvloop, httptools; %s", host, port, count, simd_level())

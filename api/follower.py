@@ -100,6 +100,7 @@ class Follower:
         service.give_way(service.FOLLOWER_NICE)
         log: Log | None = None
         try:
+            service.run_on(self._settings.api.follower_cpus)
             log = Log(self._settings.kafka)
             while not self._closing.is_set():
                 self._turn(log)

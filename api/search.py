@@ -6,7 +6,6 @@ queue. No vector passes through Pydantic.
 """
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from api import schemas
 from api.mirror import FollowerMirror, Served
 from tidemark import id as ids
-from tidemark import searcher
+from tidemark import searcher, service
 from tidemark.errors import NotFreshEnough, Overloaded
 from tidemark.settings import Settings
 from tidemark.snapshot import SearchedView
@@ -37,7 +36,7 @@ class Searches:
     """Runs searches of all collections; one per process, used on the event loop."""
 
     def __init__(self, settings: Settings) -> None:
-        threads = settings.api.search_threads or os.cpu_count() or 1
+        threads = settings.api.search_threads or len(service.cores())
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="search")
         self._queue_max = settings.api.search_queue_max
         self.waiting = 0

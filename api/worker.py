@@ -37,6 +37,7 @@ def main() -> None:
     sys.setswitchinterval(SWITCH_S)
     settings = load(told.config)
     service.log_to_stderr(settings.log_format)
+    service.run_on(settings.api.cpus)
     replica = Replica(settings, Document(Region.open(told.replica)))
     config = uvicorn.Config(
         create_app(replica),
@@ -46,6 +47,7 @@ def main() -> None:
         access_log=False,
         log_config=None,
         server_header=False,
+        proxy_headers=False,
         limit_concurrency=2 * settings.api.search_queue_max,
         timeout_keep_alive=75,  # longer than clients and proxies keep a connection: they close it, not we
         timeout_graceful_shutdown=3,

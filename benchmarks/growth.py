@@ -272,7 +272,9 @@ def _build_round(source: Rows) -> dict[str, float]:
         files_s, _ = _timed(lambda: write_segment(directory / "flat", source, metric, flat, SEED))
         # By itself, not as a difference of two builds: that would drown in what else the machine does.
         calibration_s, _ = _timed(
-            lambda: index._calibrate(index.Index(raw), source.vectors, PARAMETERS.recall_target, SEED)
+            lambda: index._calibrate(
+                index.Index(raw), source.vectors, PARAMETERS.recall_target, SEED, index.CALIBRATION_QUERIES
+            )
         )
     return {
         "build_s": build_s,

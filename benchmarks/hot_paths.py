@@ -119,11 +119,11 @@ def search_path(data: sift.Sift, view: View) -> dict[str, float]:
 
 
 def segment_figures(segment: Segment, queries: NDArray[np.float32]) -> dict[str, float]:
-    """The search of one segment, and the parts of it that are FAISS's scan and the exact ranks."""
-    raw: Any = segment._index
-    options = segment._alive.options(False, min(segment.parameters.effort, int(raw.nlist)))
-    wanted = K * segment.parameters.k_factor
-    candidates = raw.search(queries, wanted, params=options)[1]
+    """The search of one segment, and the parts of it: finding candidates by codes, ranking them exactly."""
+    assert segment._index is not None
+    found, parameters, alive = segment._index, segment.parameters, segment._alive
+    wanted = K * parameters.k_factor
+    candidates = found.candidates(queries, wanted, parameters, alive)
 
     def line(values: NDArray[Any], number: int) -> Any:
         return values[number % len(values)][None]
@@ -134,7 +134,7 @@ def segment_figures(segment: Segment, queries: NDArray[np.float32]) -> dict[str,
     name = f"{segment.kind} of {segment.rows:,} rows"
     return {
         name: median_us(lambda n: segment.search(line(queries, n), K, 1.0, False)),
-        f"{name}: FAISS": median_us(lambda n: raw.search(line(queries, n), wanted, params=options)),
+        f"{name}: candidates": median_us(lambda n: found.candidates(line(queries, n), wanted, parameters, alive)),
         f"{name}: exact ranks": median_us(rank),
     }
 

@@ -36,6 +36,7 @@ def main() -> None:
     settings = load(arguments.config)
     service.log_to_stderr(settings.log_format)
     service.give_way(service.CONSUMER_NICE)
+    service.run_on(settings.consumer.cpus)
     if arguments.command == "replay":
         _replay(settings, arguments)
     else:

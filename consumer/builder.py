@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consumer.build import Input, Job, Result, pack_dead
+from tidemark import service
 from tidemark.checkpoint import Checkpoints
 from tidemark.collection import Collection, IndexParameters
 from tidemark.manifest import SegmentEntry
@@ -44,7 +45,7 @@ class Builder:
     """Start a build with `start`, ask for its end with `finished`; both return at once."""
 
     def __init__(self, threads: int) -> None:
-        self._threads = threads or os.cpu_count() or 1
+        self._threads = threads or len(service.cores())
         self._process: subprocess.Popen[bytes] | None = None
         self._received = b""
         self._failures = 0

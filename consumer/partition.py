@@ -47,6 +47,7 @@ class OwnedPartition:
     checkpointed: int
     checkpoint_version: int
     checkpoint_at: float = field(default_factory=time.monotonic)
+    clean_at: float = field(default_factory=time.monotonic)
     checkpoint_wanted: bool = False
     committed: int | None = None
     end: int = -1
@@ -135,17 +136,20 @@ class OwnedPartition:
             self.paused = False
 
     def checkpoint_due(self, now: float, interval_s: float, rows: int) -> bool:
-        """By interval, or by rows in memory."""
+        """By the age of the oldest record not in one, or by rows in memory; at once when only segments have changed."""
         if self.view.position == self.checkpointed and not self.checkpoint_wanted:
+            self.clean_at = now
             return False
-        return self.checkpoint_wanted or now - self.checkpoint_at >= interval_s or self.view.tail_rows >= rows
+        if self.checkpoint_wanted and not self.view.tail_rows:
+            return True
+        return now - self.clean_at >= interval_s or self.view.tail_rows >= rows
 
     def checkpoint(self) -> Manifest:
         """Make the view durable; positions up to the manifest's may be committed afterwards."""
         manifest = self.checkpoints.publish(self.view, with_codes=not self.is_behind)
         self.checkpointed = manifest.position
         self.checkpoint_version = manifest.version
-        self.checkpoint_at = time.monotonic()
+        self.checkpoint_at = self.clean_at = time.monotonic()
         self.checkpoint_wanted = False
         return manifest
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tidemark import settings
+from tidemark import service, settings
 from tidemark.errors import BadConfiguration
 
 GOOD = """
@@ -83,3 +83,17 @@ def test_the_documents_list_every_setting_with_its_default_and_meaning(table: ty
             continue
         default = "required" if field.is_required() else f"`{field.default!r}`".replace("'", '"')
         assert f"| `{name}` | {default} | {field.description} |" in text
+
+
+@pytest.mark.parametrize("cpus", ["x", "1-", "0,,1", "-1"])
+def test_cores_that_are_no_list_of_numbers_and_ranges_are_refused(tmp_path: Path, cpus: str) -> None:
+    with pytest.raises(BadConfiguration, match="consumer.cpus"):
+        _load(tmp_path, GOOD + f'[consumer]\ncpus = "{cpus}"')
+
+
+def test_cores_are_named_one_by_one_and_by_range() -> None:
+    ours = service.cores()
+    first = min(ours)
+    assert service.cores(f"{first},{first}-{first}") == {first}
+    with pytest.raises(BadConfiguration, match="may not run on"):
+        service.cores(f"{first},9999")

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from tests.messages import delete, upsert
 from tests.rows import embeddings
-from tidemark import searcher
+from tidemark import index, searcher
 from tidemark.collection import Collection, IndexParameters
 from tidemark.mirror import ViewMirror
 from tidemark.record import decode
@@ -48,7 +48,7 @@ def recall(view: View | ViewMirror) -> float:
 
 def test_codes_find_what_the_exact_scan_finds_for_an_eighth_of_its_cost() -> None:
     view = coded()
-    assert view.scan_cost == pytest.approx(0.12 * ROWS)
+    assert view.scan_cost == pytest.approx(index.PQ_SCAN_COST * ROWS)
     assert recall(view) >= 0.95
 
 
@@ -66,7 +66,7 @@ def test_more_codes_are_made_of_new_rows_with_the_codebooks_at_hand() -> None:
     assert view.scan_cost > 4_000
     view.encode()
     view.open_codes()
-    assert view.scan_cost == pytest.approx(0.12 * ROWS)
+    assert view.scan_cost == pytest.approx(index.PQ_SCAN_COST * ROWS)
     assert recall(view) >= 0.95
 
 
@@ -97,7 +97,7 @@ def test_another_process_searches_by_the_codes_once_it_has_opened_them() -> None
     view.encode()
     assert mirror.scan_cost == ROWS
     mirror.open_codes()
-    assert mirror.scan_cost == pytest.approx(0.12 * ROWS)
+    assert mirror.scan_cost == pytest.approx(index.PQ_SCAN_COST * ROWS)
     assert recall(mirror) >= 0.95
     view.follow([], 4_000, -1, 0)
     assert mirror.live_rows == ROWS - 4_000
@@ -131,6 +131,7 @@ def test_a_tail_whose_codes_are_full_holds_them_all() -> None:
     view.encode()
     view.open_codes()
     assert all(
-        isinstance(tail, Tail) and tail.scan_cost == pytest.approx(0.12 * tail_rows) for tail in view.searcher.tails
+        isinstance(tail, Tail) and tail.scan_cost == pytest.approx(index.PQ_SCAN_COST * tail_rows)
+        for tail in view.searcher.tails
     )
     assert recall(view) >= 0.95

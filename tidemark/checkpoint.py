@@ -32,6 +32,8 @@ _FLAT = IndexParameters(kind="flat")
 # Fewer rows of 128-d are scanned exactly in 30 us, as long as a search of codes takes at least.
 PQ_NUMBERS_MIN = 4_096 * 128
 MANIFESTS_KEPT = 3
+# To measure whether rows have drifted from the codebooks takes a third of a checkpoint with codes: not at each of them.
+DRIFT_EVERY = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class Checkpoints:
         self._newest: Manifest | None = None
         self._next_segment = 1
         self._donor: Donor | None = None
+        self._lent = 0
 
     # -- read ----------------------------------------------------------------------------------------------
 
@@ -211,7 +214,7 @@ class Checkpoints:
             return
         directory = self.new_segment_directory()
         parameters, metric = self._parameters(rows, with_codes), self.collection.metric
-        entry = write_segment(directory, rows, metric, parameters, 0, self._donor)
+        entry = write_segment(directory, rows, metric, parameters, 0, self._lend())
         reach("flat-durable")
         segment = self._open(entry, verified=entry.files)  # just hashed as they were written
         if segment.kind == "pq" and self._donor is None:
@@ -219,6 +222,11 @@ class Checkpoints:
         elif parameters.kind == "pq" and segment.kind == "flat":
             self._donor = None
         view.saved(segment)
+
+    def _lend(self) -> Donor | None:
+        """The codebooks of the checkpoint before."""
+        self._lent += 1
+        return self._donor and replace(self._donor, trusted=self._lent % DRIFT_EVERY != 0)
 
     def _parameters(self, rows: Rows, with_codes: bool) -> IndexParameters:
         if not with_codes or rows.vectors.size < PQ_NUMBERS_MIN or self.collection.index.kind == "flat":

@@ -21,8 +21,8 @@ from tidemark.exact import exact_search, faiss_metric, public_distance
 
 # Rows used as queries to calibrate a segment; 200 x 10 neighbours give recall to about +-0.5 %.
 CALIBRATION_QUERIES = 200
-# Enough to see that borrowed codebooks do not fit any more.
-DRIFT_QUERIES = 64
+# Enough for codes that are soon replaced, and to see that borrowed ones do not fit any more.
+CODES_QUERIES = 64
 CALIBRATION_K = 10
 TRAINING_ROWS_PER_CENTROID = 40
 TRAINING_ITERATIONS = 8
@@ -39,10 +39,11 @@ LISTS_LEAST, LISTS_MOST = 0.5, 8
 LISTS_STEP = 16
 # Recall below the target at which a donor's codebooks no longer fit; calibration is exact to about 0.005.
 DRIFT_MAX = 0.01
-# 4-bit codebooks without coarse centroids: more rows do not make them better.
-PQ_TRAINING_ROWS = 4_096
-# A scan of 65k rows of 128-d by 4-bit codes takes 0.15 ms, an exact one 1.3 ms (AVX2, one thread).
-PQ_SCAN_COST = 0.12
+# More rows make the codebooks of kind `pq` hardly better, and more lists its searches hardly faster: of 65k rows, 32
+# lists leave a quarter to scan, and it takes 1 us a row less to find the nearest of 32 than of 256.
+PQ_TRAINING_ROWS, PQ_LISTS = 4_096, 32
+# A search of 65k rows of 128-d by 4-bit codes in so many lists takes 0.07 ms, an exact one 1.3 ms (AVX2, one thread).
+PQ_SCAN_COST = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class SearchParameters:
     ivfpq: `effort` is the number of lists that a row of the segment typically probes. A query probes those whose
     centroid is at most `1 + reach` times as far as its third nearest centroid, within bounds; with `reach` 0,
     as earlier versions wrote, just the `effort` nearest.
-    `k_factor` times k candidates are ranked exactly. pq: the same with its one list. hnsw: `effort` is efSearch.
+    `k_factor` times k candidates are ranked exactly. pq: the same. hnsw: `effort` is efSearch.
     `recall` is recall@10 as measured on held-out rows when the segment was built.
     """
 
@@ -62,6 +63,8 @@ class SearchParameters:
     reach: float = 0.0
 
     def scaled(self, factor: float) -> "SearchParameters":
+        if factor == 1.0:
+            return self
         return replace(self, effort=max(1, math.ceil(self.effort * factor)), reach=self.reach * factor)
 
 
@@ -154,12 +157,14 @@ class Index:
 class Donor:
     """A trained FAISS index without rows, whose centroids and codebooks are used again, and how it is searched.
 
-    Below `recall_min` the new rows have drifted too far from what it was trained on.
+    Below `recall_min` the new rows have drifted too far from what it was trained on; with `trusted` it is not
+    measured whether they have.
     """
 
     faiss: Any
     parameters: SearchParameters
     recall_min: float
+    trusted: bool = False
 
     @classmethod
     def of(cls, index: Index, parameters: SearchParameters, recall_target: float) -> "Donor":
@@ -187,11 +192,13 @@ def build(
 
     Training and calibration are most of a build: with a donor neither is done, only the recall is measured.
     """
+    queries = CODES_QUERIES if parameters.kind == "pq" else CALIBRATION_QUERIES
     if donor is not None and parameters.kind in ("ivfpq", "pq"):
         borrowed = faiss.clone_index(donor.faiss)
         borrowed.add(rows)
         index = Index(borrowed)
-        queries = DRIFT_QUERIES if parameters.kind == "pq" else CALIBRATION_QUERIES
+        if donor.trusted:
+            return index, donor.parameters
         measured = _measurement(index, rows, seed, queries)
         for factor in DONOR_EFFORTS if index.lists > 1 else (1.0,):
             found = measured(donor.parameters.scaled(factor))
@@ -201,7 +208,7 @@ def build(
         index = Index(_build_hnsw(rows, metric, parameters))
     else:
         index = Index(_build_ivfpq(rows, metric, parameters, seed))
-    return index, _calibrate(index, rows, parameters.recall_target, seed)
+    return index, _calibrate(index, rows, parameters.recall_target, seed, queries)
 
 
 def _build_hnsw(rows: NDArray[np.float32], metric: Metric, parameters: IndexParameters) -> Any:
@@ -213,15 +220,15 @@ def _build_hnsw(rows: NDArray[np.float32], metric: Metric, parameters: IndexPara
 
 def _build_ivfpq(rows: NDArray[np.float32], metric: Metric, parameters: IndexParameters, seed: int) -> Any:
     count, dimension = rows.shape
-    nlist = parameters.nlist or max(16, int(4 * math.sqrt(count)))
-    nlist = 1 if parameters.kind == "pq" else max(1, min(nlist, count // TRAINING_ROWS_PER_CENTROID))
+    nlist = PQ_LISTS if parameters.kind == "pq" else parameters.nlist or max(16, int(4 * math.sqrt(count)))
+    nlist = max(1, min(nlist, count // TRAINING_ROWS_PER_CENTROID))
     quantizer = faiss.IndexFlat(dimension, faiss_metric(metric))
     # Two dimensions share one 4-bit code; an odd dimension has no such split, so each gets its own.
     codes = dimension // 2 if dimension % 2 == 0 else dimension
     index = faiss.IndexIVFPQFastScan(quantizer, dimension, nlist, codes, 4, faiss_metric(metric))
     index.own_fields = True
     quantizer.this.disown()  # type: ignore[attr-defined]  # the index frees it
-    index.cp.niter = TRAINING_ITERATIONS
+    index.cp.niter = index.pq.cp.niter = TRAINING_ITERATIONS
     index.cp.seed = index.pq.cp.seed = 1 + seed % 2**30
     index.cp.max_points_per_centroid = TRAINING_ROWS_PER_CENTROID
     index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1
@@ -233,7 +240,7 @@ def _build_ivfpq(rows: NDArray[np.float32], metric: Metric, parameters: IndexPar
 
 
 def _measurement(
-    index: Index, rows: NDArray[np.float32], seed: int, count: int = CALIBRATION_QUERIES
+    index: Index, rows: NDArray[np.float32], seed: int, count: int
 ) -> Callable[[SearchParameters], SearchParameters]:
     """Measures recall@10 of search parameters on sampled rows.
 
@@ -258,9 +265,9 @@ def _measurement(
     return measured
 
 
-def _calibrate(index: Index, rows: NDArray[np.float32], target: float, seed: int) -> SearchParameters:
+def _calibrate(index: Index, rows: NDArray[np.float32], target: float, seed: int, queries: int) -> SearchParameters:
     """The cheapest search parameters whose recall@10 on sampled rows reaches the target."""
-    measured = _measurement(index, rows, seed)
+    measured = _measurement(index, rows, seed, queries)
     if index.is_hnsw:
         best = measured(SearchParameters(HNSW_EF_MAX))
         # efSearch below k counts as k: what was measured with CALIBRATION_K + 1 would not hold for a smaller k.
@@ -362,10 +369,13 @@ def _rank_exactly(
         candidates = np.pad(candidates, ((0, 0), (0, k - wanted)), constant_values=-1)
     candidates = np.ascontiguousarray(candidates)
     distances = np.empty(candidates.shape, np.float32)  # of candidate -1 it is infinite
-    name = "fvec_L2sqr_by_idx" if metric == "l2" else "fvec_inner_products_by_idx"
-    pointers = (faiss.swig_ptr(each) for each in (distances, queries, rows, candidates))
-    getattr(faiss, name)(*pointers, rows.shape[1], count, candidates.shape[1])
+    by_idx: Any = getattr(faiss, "fvec_L2sqr_by_idx" if metric == "l2" else "fvec_inner_products_by_idx")
+    swig_ptr = faiss.swig_ptr
+    pointers = swig_ptr(distances), swig_ptr(queries), swig_ptr(rows), swig_ptr(candidates)
+    by_idx(*pointers, rows.shape[1], count, candidates.shape[1])
     order = (distances if metric == "l2" else -distances).argsort(axis=1, kind="stable")[:, :k]
+    if count == 1:
+        return distances[:, order[0]], candidates[:, order[0]]
     lines = np.arange(count)[:, None]
     return distances[lines, order], candidates[lines, order]
 

@@ -4,7 +4,7 @@ Invariants: files never change once named by a manifest; they are mapped only af
 an id is in a segment at most once. Which rows live is a bitmap, in memory that other processes may share: a
 kill clears a bit. Kind `flat` is searched exactly (a search first puts a NaN into what died since the last one,
 in its process's copy of the page), the others through an index with the bitmap as its selector: `hnsw` and `ivfpq`,
-and `pq`, codes of all rows in one list, which a checkpoint can write at once.
+and `pq`, codes in a few lists, which a checkpoint can write at once.
 One writer kills rows; any number of readers search, without locks. Knows nothing of manifests' versions.
 """
 
@@ -12,6 +12,7 @@ import os
 from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -116,6 +117,18 @@ def verify_file(path: Path, expected: FileEntry) -> None:
         )
 
 
+class Texts:
+    """An Arrow column of byte strings, for reading one by one: an eighth of the time that pyarrow takes. Null is empty."""
+
+    def __init__(self, column: Any) -> None:
+        _, ends, heap = column.buffers()
+        self._ends = memoryview(ends or bytes(8)).cast("q")[column.offset :]
+        self._heap = memoryview(heap or b"")
+
+    def of(self, row: int) -> bytes:
+        return bytes(self._heap[self._ends[row] : self._ends[row + 1]])
+
+
 class Segment:
     """An opened segment. `rows` never changes; `dead_rows` only grows."""
 
@@ -174,8 +187,8 @@ class Segment:
         if table.num_rows != self.rows:
             raise CorruptCheckpoint(f"{path}: has {table.num_rows} rows, the manifest says {self.rows}")
         columns = {name: table.column(name).chunk(0) for name in table.column_names}
-        self.ids = columns["id"]
-        self.metadata = columns["metadata"]
+        self.ids, self.metadata = columns["id"], columns["metadata"]
+        self._texts = Texts(self.ids), Texts(self.metadata)
         self.offsets: NDArray[np.int64] = columns["offset"].to_numpy()
         self.timestamps: NDArray[np.int64] = columns["timestamp"].to_numpy()
         self.digests: NDArray[np.uint64] = columns["digest"].to_numpy()
@@ -274,7 +287,8 @@ class Segment:
             return exact_search(self.vectors, queries, k, self.metric)
         if exact:
             return self._search_exactly(queries, k)
-        found = index.search(self._index, self.vectors, queries, k, self.parameters, self._alive, effort)
+        alive = self._alive if self.dead_rows else index.ALL
+        found = index.search(self._index, self.vectors, queries, k, self.parameters, alive, effort)
         return self._completed(*found, queries, k)
 
     def _hide_dead_rows(self) -> None:
@@ -295,6 +309,8 @@ class Segment:
         k: int,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Search exactly where the index found too few: dead rows around a query can use up its effort."""
+        if rows[:, -1].min() >= 0:
+            return distances, rows
         width = min(k, self.live_count)
         short = rows[:, width - 1] < 0 if width else np.zeros(len(rows), np.bool_)
         if short.any():
@@ -317,7 +333,7 @@ class Segment:
         return np.take_along_axis(distances, order, 1), np.take_along_axis(rows, order, 1)
 
     def id_of(self, row: int) -> bytes:
-        return self.ids[row].as_py()  # type: ignore[no-any-return]
+        return self._texts[0].of(row)
 
     def offset_of(self, row: int) -> int:
         return int(self.offsets[row])
@@ -326,7 +342,7 @@ class Segment:
         return int(self.timestamps[row])
 
     def metadata_of(self, row: int) -> bytes | None:
-        return self.metadata[row].as_py()  # type: ignore[no-any-return]
+        return self._texts[1].of(row) or None  # as JSON objects they are never empty
 
     def vector_of(self, row: int) -> NDArray[np.float32]:
         vector: NDArray[np.float32] = self._written[row]

@@ -25,7 +25,7 @@ EXIT_UNAVAILABLE = 69
 _PR_SET_PDEATHSIG = 1
 # Where cores are short, searches go first: five more is a third of the share. A build that waits costs searches more
 # than one that runs, so it has the consumer's share.
-FOLLOWER_NICE, CONSUMER_NICE, BUILD_NICE = 5, 10, 10
+FOLLOWER_NICE, CONSUMER_NICE, BUILD_NICE = 5, 5, 10
 
 
 class _JsonFormatter(logging.Formatter):
@@ -77,6 +77,23 @@ def give_way(nice: int) -> None:
     """Let who is more urgent go first: the priority of the calling thread and of those it starts."""
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
+
+
+def cores(cpus: str = "") -> set[int]:
+    """The cores named as in `0-3,6`, or all that the calling thread may run on; raises BadConfiguration."""
+    ours = os.sched_getaffinity(0)
+    if not cpus:
+        return ours
+    ends = [(first, last or first) for first, _, last in (part.partition("-") for part in cpus.split(","))]
+    wanted = {number for first, last in ends for number in range(int(first), int(last) + 1)}
+    if missing := wanted - ours:
+        raise BadConfiguration(f"cpus {cpus!r}: this process may not run on {sorted(missing)}, only on {sorted(ours)}")
+    return wanted
+
+
+def run_on(cpus: str) -> None:
+    """Keep the calling thread, and the threads and processes it starts, on these cores."""
+    os.sched_setaffinity(0, cores(cpus))
 
 
 def run(main: Callable[[], None]) -> None:

@@ -38,6 +38,9 @@ _OTHER_VARIABLES = {
 }
 
 
+_CPUS = r"^(\d+(-\d+)?(,\d+(-\d+)?)*)?$"
+
+
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -69,8 +72,8 @@ class CheckpointSettings(_Table):
     """[checkpoint]"""
 
     url: str = Field("file:///var/lib/tidemark", description="where checkpoints are kept: file:///PATH")
-    interval_s: float = Field(5.0, gt=0, description="seconds between checkpoints while records arrive")
-    rows: int = Field(65_536, gt=0, description="rows in memory after which a checkpoint is made")
+    interval_s: float = Field(5.0, gt=0, description="seconds after which a record is in a checkpoint")
+    rows: int = Field(131_072, gt=0, description="rows in memory after which a checkpoint is made")
     grace_s: float = Field(60.0, ge=0, description="seconds an obsolete file is kept for readers")
 
 
@@ -84,6 +87,7 @@ class ConsumerSettings(_Table):
     unbuilt_rows_max: int = Field(1_000_000, gt=0, description="rows without an index at which fetching pauses")
     segment_rows_max: int = Field(4_000_000, gt=0, description="rows of a merged segment, at most")
     build_threads: int = Field(0, ge=0, description="threads of the builder, 0 = one per core")
+    cpus: str = Field("", pattern=_CPUS, description="cores it and its builder run on, such as 0-3,6; empty: all")
 
 
 class ApiSettings(_Table):
@@ -92,6 +96,8 @@ class ApiSettings(_Table):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8080, ge=0, le=65535, description="port to listen on, 0 = a free one")
     workers: int = Field(1, ge=0, description="HTTP worker processes, 0 = one per core")
+    cpus: str = Field("", pattern=_CPUS, description="cores the HTTP workers run on; empty: all")
+    follower_cpus: str = Field("", pattern=_CPUS, description="cores the followers of the log run on; empty: all")
     search_threads: int = Field(0, ge=0, description="searches at once per worker, 0 = one per core")
     search_queue_max: int = Field(256, ge=1, description="searches waiting before 429 is answered")
     fetch_records: int = Field(500, ge=1, description="records applied as one batch, at most")

@@ -12,6 +12,7 @@ questions by row.
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field
+from struct import Struct
 from typing import Any
 
 import msgspec
@@ -29,6 +30,8 @@ from tidemark.record import Batch
 from tidemark.rows import Rows
 from tidemark.shared_memory import Document, Region, fence, room
 
+# What stands before the codes in their document: rows that have them, effort, k_factor, reach.
+_HEAD = Struct("<qqqd")
 # Bytes of ids, and of metadata, in a tail: one row has at most 1 KiB and 64 KiB of them (record.py).
 TEXT_BYTES = 32 * 2**20
 
@@ -101,9 +104,7 @@ class Tail:
         self._live = LiveRows(self.region, capacity, new=region is None)
         self._pass_over(first)
         self._codes = Document(self.region, _codes_bytes(dimension, capacity))
-        self._encoder: tuple[index.Index, int] | None = (
-            None  # the writer's index, to which rows are added, and its k_factor
-        )
+        self._encoder: tuple[index.Index, SearchParameters] | None = None  # the writer's, to which rows are added
         self._can_encode = True
         self._coded = _Coded()
         self._ids = _Texts(self.region, capacity)
@@ -203,12 +204,12 @@ class Tail:
             if found.recall < parameters.recall_target - index.DRIFT_MAX:
                 self._can_encode = False
                 return None
-            self._encoder = built, found.k_factor
+            self._encoder = built, found
             donor = Donor.of(built, found, parameters.recall_target)
         else:
             self._encoder[0].faiss.add(vectors)
-        built, k_factor = self._encoder
-        self._codes.write(np.array([stop, k_factor], np.int64).tobytes() + index.to_bytes(built))
+        built, found = self._encoder
+        self._codes.write(_HEAD.pack(stop, found.effort, found.k_factor, found.reach) + index.to_bytes(built))
         return donor
 
     @property
@@ -221,9 +222,9 @@ class Tail:
         """Search by the newest codes from now on. Opening them takes milliseconds: not for a search to do."""
         if self._coded.version != self._codes.version:
             version, content = self._codes.read()
-            rows, k_factor = np.frombuffer(content[:16], np.int64).tolist()
-            found = index.from_bytes(content[16:])
-            self._coded = _Coded(version, rows, found, SearchParameters(1, k_factor))
+            rows, effort, k_factor, reach = _HEAD.unpack_from(content)
+            found = index.from_bytes(content[_HEAD.size :])
+            self._coded = _Coded(version, rows, found, SearchParameters(effort, k_factor, reach=reach))
 
     @property
     def scan_cost(self) -> float:

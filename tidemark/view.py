@@ -40,13 +40,13 @@ from tidemark.snapshot import (
 )
 from tidemark.tail import Tail
 
-# Memory of a tail, taken as it fills: up to 128-d the rows of a checkpoint (65,536) and the batch that ends it, which
+# Memory of a tail, taken as it fills: up to 128-d the rows of a checkpoint (131,072) and the batch that ends it, which
 # are written as they lie. Each tail is one FAISS call per search, and each call waits for the interpreter lock twice,
 # so few large tails are searched sooner than many small ones.
-TAIL_BYTES = 33 * 2**20
+TAIL_BYTES = 65 * 2**20
 # 4,096 rows of 128-d are scanned exactly in 40 to 90 us.
 ENCODED_NUMBERS = 4_096 * 128
-TAIL_ROWS_MIN, TAIL_ROWS_MAX = 1_024, 67_584
+TAIL_ROWS_MIN, TAIL_ROWS_MAX = 1_024, 133_120
 DIGEST_MODULUS = 2**64
 
 
