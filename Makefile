@@ -14,7 +14,7 @@ BIN := .venv/bin
 	@echo "installing the locked development packages"
 	@$(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python --require-hashes -r requirements-dev.lock && touch $@
 
-.PHONY: help setup up test lint format lock bench bench-quick bench-churn bench-growth bench-hot-paths
+.PHONY: help setup up test lint format lock bench bench-quick bench-churn bench-growth bench-hot-paths bench-peers
 setup: .venv/dev.stamp  ## make the environment in .venv, from the lock files
 
 up: .venv/run.stamp  ## start Kafka, the consumer and the api, load sample data, print a search to try
@@ -44,10 +44,17 @@ bench-growth: .venv/dev.stamp  ## how search cost grows with rows and partitions
 bench-hot-paths: .venv/dev.stamp  ## where the microseconds of a search and of a record go
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.hot_paths
 
+.venv/peers.stamp: .venv/uv.stamp requirements-dev.lock benchmarks/requirements-peers.txt
+	@echo "making an environment with the peers' packages" && $(BIN)/uv venv -q --clear --python $(BIN)/python .venv/peers
+	@VIRTUAL_ENV=.venv/peers $(BIN)/uv pip install -q --compile-bytecode -r requirements-dev.lock -r benchmarks/requirements-peers.txt && touch $@
+
+bench-peers: .venv/peers.stamp  ## Tidemark beside Chroma, LanceDB, Milvus Lite, hnswlib and usearch (some minutes)
+	@.venv/peers/bin/python -m benchmarks.peers
+
 lock: .venv/uv.stamp  ## resolve the lock files again
 	@$(BIN)/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-header --extra up -o requirements.lock pyproject.toml
 	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --extra sample -c requirements.lock -o requirements-service.lock pyproject.toml
 	@$(BIN)/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-header --extra up --group pyproject.toml:test --group pyproject.toml:lint --group pyproject.toml:bench -c requirements.lock -o requirements-dev.lock pyproject.toml
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 22
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 26

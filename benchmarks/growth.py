@@ -288,7 +288,7 @@ def _build_raw(like: Any, vectors: NDArray[np.float32], path: Path) -> Any:
     """What a user of FAISS would write for the same index."""
     quantizer = faiss.IndexFlatL2(like.d)
     raw = faiss.IndexIVFPQFastScan(quantizer, like.d, like.nlist, like.pq.M, like.pq.nbits, faiss.METRIC_L2)
-    raw.cp.niter = index.TRAINING_ITERATIONS
+    raw.cp.niter = raw.pq.cp.niter = index.TRAINING_ITERATIONS
     raw.cp.seed = raw.pq.cp.seed = 1 + SEED
     raw.cp.max_points_per_centroid = index.TRAINING_ROWS_PER_CENTROID
     raw.cp.min_points_per_centroid = raw.pq.cp.min_points_per_centroid = 1

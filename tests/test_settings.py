@@ -87,7 +87,7 @@ def test_the_documents_list_every_setting_with_its_default_and_meaning(table: ty
 
 @pytest.mark.parametrize("cpus", ["x", "1-", "0,,1", "-1"])
 def test_cores_that_are_no_list_of_numbers_and_ranges_are_refused(tmp_path: Path, cpus: str) -> None:
-    with pytest.raises(BadConfiguration, match="consumer.cpus"):
+    with pytest.raises(BadConfiguration, match=r"consumer\.cpus"):
         _load(tmp_path, GOOD + f'[consumer]\ncpus = "{cpus}"')
 
 

@@ -118,7 +118,7 @@ def verify_file(path: Path, expected: FileEntry) -> None:
 
 
 class Texts:
-    """An Arrow column of byte strings, for reading one by one: an eighth of the time that pyarrow takes. Null is empty."""
+    """An Arrow column of byte strings, read one by one in an eighth of the time that pyarrow takes; null is empty."""
 
     def __init__(self, column: Any) -> None:
         _, ends, heap = column.buffers()

@@ -23,8 +23,7 @@ EXIT_CONFIGURATION = 78
 EXIT_UNAVAILABLE = 69
 
 _PR_SET_PDEATHSIG = 1
-# Where cores are short, searches go first: five more is a third of the share. A build that waits costs searches more
-# than one that runs, so it has the consumer's share.
+# Where cores are short, searches go first: five more is a third of the share.
 FOLLOWER_NICE, CONSUMER_NICE, BUILD_NICE = 5, 5, 10
 
 
