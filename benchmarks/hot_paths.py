@@ -120,8 +120,8 @@ def search_path(data: sift.Sift, view: View) -> dict[str, float]:
 
 def segment_figures(segment: Segment, queries: NDArray[np.float32]) -> dict[str, float]:
     """The search of one segment, and the parts of it: finding candidates by codes, ranking them exactly."""
-    assert segment._index is not None
-    found, parameters, alive = segment._index, segment.parameters, segment._alive
+    assert segment.opened_index is not None
+    found, parameters, alive = segment.opened_index, segment.parameters, segment._alive
     wanted = K * parameters.k_factor
     candidates = found.candidates(queries, wanted, parameters, alive)
 

@@ -134,15 +134,18 @@ class Run:
         self.figures["produce_p50_ms"], self.figures["produce_p99_ms"] = _percentiles(calls / 1e6)
 
     def consume_bare(self) -> None:
-        """The fastest loop a Python consumer can run over the same topic: tuned settings, nothing done."""
-        consumer = Consumer({**consumer_settings(self._settings.kafka), "group.id": "bare"})
-        consumer.assign([TopicPartition(TOPIC, 0, 0)])
-        consumer.consume(1, 10)
-        started, done = time.perf_counter(), 1
-        while done < self.rows:
-            done += len(consumer.consume(10_000, 0.1))
-        self.figures["bare_consume_per_s"] = done / (time.perf_counter() - started)
-        consumer.close()
+        """The fastest loop of a Python consumer over the same topic: tuned settings, nothing done, best of three."""
+        rates = []
+        for _ in range(3):
+            consumer = Consumer({**consumer_settings(self._settings.kafka), "group.id": "bare"})
+            consumer.assign([TopicPartition(TOPIC, 0, 0)])
+            consumer.consume(1, 10)
+            started, done = time.perf_counter(), 1
+            while done < self.rows:
+                done += len(consumer.consume(10_000, 0.1))
+            rates.append(done / (time.perf_counter() - started))
+            consumer.close()
+        self.figures["bare_consume_per_s"] = max(rates)
 
     def index_backlog(self) -> None:
         """From the last answer without any row to all rows searchable, then to all rows in built segments."""

@@ -63,7 +63,7 @@ def test_a_checkpoint_writes_codes_of_many_rows_and_uses_its_codebooks_again(tmp
         checkpoints.publish(view, with_codes=first < 2 * per_checkpoint)
     segments = view.searcher.segments
     assert [segment.kind for segment in segments] == ["pq", "pq", "flat"]
-    codebooks = [faiss.vector_to_array(segment._index.faiss.pq.centroids) for segment in segments[:2]]
+    codebooks = [faiss.vector_to_array(segment.opened_index.faiss.pq.centroids) for segment in segments[:2]]
     assert np.array_equal(*codebooks)
     exact, found = (
         [{hit.id for hit in hits} for hits in searcher.search([view], vectors[::90], 10, exact=exact).hits]

@@ -82,10 +82,11 @@ class ViewMirror(SearchedView):
         known = self._segments.get(place.live)
         if known is not None:
             return known
-        collection, live = self.collection, Region.open(place.live)
-        return Segment(
-            Path(place.directory), place.entry, collection.dimension, collection.metric, place.entry.files, live=live
-        )
+        directory, entry, live = Path(place.directory), place.entry, Region.open(place.live)
+        collection = self.collection
+        segment = Segment(directory, entry, collection.dimension, collection.metric, entry.files, live=live)
+        segment.opened_index  # noqa: B018  # now, not at its first search
+        return segment
 
     def _tail(self, place: TailPlace) -> Tail:
         known = self._tails.get(place)

@@ -159,9 +159,6 @@ class Segment:
         self._dimension = dimension
         self._open_vectors(dimension)
         self._open_columns()
-        self._index = None
-        if self.kind != "flat":
-            self._index = index.open_mapped(directory / layout.INDEX, self.kind, self.rows, dimension)
         self.region = live or Region(LiveRows.size(self.rows), shared)
         self._live = LiveRows(self.region, self.rows, new=live is None)
         self._alive = index.Alive(self._live.bitmap)
@@ -169,6 +166,13 @@ class Segment:
         self.saved_dead_rows = 0
         if live is None and entry.dead_file:
             self._open_dead_rows(entry.dead_file)
+
+    @cached_property
+    def opened_index(self) -> index.Index | None:
+        """Opened at the first search: its codes are memory of the process, which who only writes need not have."""
+        if self.kind == "flat":
+            return None
+        return index.open_mapped(self.directory / layout.INDEX, self.kind, self.rows, self._dimension)
 
     def _open_vectors(self, dimension: int) -> None:
         path = self.directory / layout.VECTORS
@@ -282,13 +286,13 @@ class Segment:
         self, queries: NDArray[np.float32], k: int, effort: float, exact: bool
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """FAISS distances and row numbers of live rows, nearest first, -1 where there are fewer."""
-        if self._index is None:
+        if self.opened_index is None:
             self._hide_dead_rows()
             return exact_search(self.vectors, queries, k, self.metric)
         if exact:
             return self._search_exactly(queries, k)
         alive = self._alive if self.dead_rows else index.ALL
-        found = index.search(self._index, self.vectors, queries, k, self.parameters, alive, effort)
+        found = index.search(self.opened_index, self.vectors, queries, k, self.parameters, alive, effort)
         return self._completed(*found, queries, k)
 
     def _hide_dead_rows(self) -> None:
