@@ -214,10 +214,11 @@ class Checkpoints:
             return
         directory = self.new_segment_directory()
         parameters, metric = self._parameters(rows, with_codes), self.collection.metric
-        entry = write_segment(directory, rows, metric, parameters, 0, self._lend())
+        donor = self._lend()
+        entry = write_segment(directory, rows, metric, parameters, 0, donor)
         reach("flat-durable")
         segment = self._open(entry, verified=entry.files)  # just hashed as they were written
-        if segment.kind == "pq" and self._donor is None:
+        if segment.kind == "pq" and not (donor and donor.trusted):  # they fit, or new ones were made
             self._donor = Donor.read(directory / layout.INDEX, segment.parameters, parameters.recall_target)
         elif parameters.kind == "pq" and segment.kind == "flat":
             self._donor = None
