@@ -176,7 +176,6 @@ class Replica:
                     if served.status is not None:
                         for view in served.follower.views:
                             view.refresh()
-                            view.open_codes()
                 except Exception as error:  # a search says the same to whom it concerns
                     logger.warning("%s: %s", served.collection.name, error)
                     self._closing.wait(1.0)

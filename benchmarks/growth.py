@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from benchmarks import machine, sift
 from consumer.partition import DONOR_RATIO
-from tidemark import index, layout, merge_policy, searcher
+from tidemark import index, ivf, layout, merge_policy, searcher
 from tidemark.collection import Collection, IndexParameters
 from tidemark.exact import use_one_thread_per_search
 from tidemark.record import hash_ids, row_digests
@@ -288,7 +288,7 @@ def _build_raw(like: Any, vectors: NDArray[np.float32], path: Path) -> Any:
     """What a user of FAISS would write for the same index."""
     quantizer = faiss.IndexFlatL2(like.d)
     raw = faiss.IndexIVFPQFastScan(quantizer, like.d, like.nlist, like.pq.M, like.pq.nbits, faiss.METRIC_L2)
-    raw.cp.niter = raw.pq.cp.niter = index.TRAINING_ITERATIONS
+    raw.cp.niter = raw.pq.cp.niter = ivf.TRAINING_ITERATIONS
     raw.cp.seed = raw.pq.cp.seed = 1 + SEED
     raw.cp.max_points_per_centroid = index.TRAINING_ROWS_PER_CENTROID
     raw.cp.min_points_per_centroid = raw.pq.cp.min_points_per_centroid = 1

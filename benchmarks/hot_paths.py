@@ -1,8 +1,8 @@
 """Where the microseconds of a search and of a record go: `make bench-hot-paths`.
 
 One thread, one process, no Kafka, no HTTP, warm caches: what the code costs by itself, step by step. A search sees
-the state of a replica under ingestion: two indexed segments, checkpoints without an index, a tail with codes of most
-of its rows. Medians in microseconds over SIFT queries.
+the state of a replica under ingestion: two indexed segments and a tail with codes of most of its rows. Medians in
+microseconds over SIFT queries.
 """
 
 import tempfile
@@ -25,10 +25,8 @@ from tidemark.segment import Segment, write_segment
 from tidemark.view import View
 
 COLLECTION = Collection("sift", "sift", sift.DIMENSION, "l2", format="raw")
-INDEXED, CHECKPOINTS, CHECKPOINT_ROWS = (400_000, 100_000), 3, 60_000
-CODED, UNCODED, BATCH = 40_000, 4_000, 400
+INDEXED, NEW, BATCH = (400_000, 100_000), 200_000, 400
 BACKLOG, BACKLOG_BATCH = 200_000, 4_000
-IVFPQ, PQ = IndexParameters(), IndexParameters(kind="pq", ann_rows_min=0)
 ROUNDS, K = 1_000, 10
 
 
@@ -45,11 +43,10 @@ def median_us(work: Callable[[int], Any], rounds: int = ROUNDS) -> float:
 def segments(data: sift.Sift, directory: Path) -> list[Segment]:
     made: list[Segment] = []
     first = 0
-    plan = [(rows, IVFPQ) for rows in INDEXED] + [(CHECKPOINT_ROWS, PQ)] * CHECKPOINTS
-    for rows, parameters in plan:
+    for rows in INDEXED:
         path = directory / f"{len(made)}"
-        entry = write_segment(path, rows_of(data, range(first, first + rows)), "l2", parameters, seed=1)
-        made.append(Segment(path, entry, sift.DIMENSION, "l2"))
+        entry = write_segment(path, rows_of(data, range(first, first + rows)), "l2", IndexParameters(), seed=1)
+        made.append(Segment(path, entry, sift.DIMENSION, "l2", shared=True))
         first += rows
     return made
 
@@ -88,38 +85,36 @@ def backlog_path(data: sift.Sift) -> dict[str, float]:
 
 
 def record_path(data: sift.Sift, view: View) -> dict[str, float]:
-    """Half of the records are new, the other half replace rows of segments; then codes of most of them."""
-    found = sum(INDEXED) + CHECKPOINTS * CHECKPOINT_ROWS
+    """Half of the records are new, the other half replace rows of segments; codes are made as they come."""
+    found = sum(INDEXED)
     random = np.random.default_rng(0)
-    spent, start = np.zeros(2), view.position
-    for first in range(0, CODED + UNCODED, BATCH):
+    spent, encoding, start = np.zeros(2), 0.0, view.position
+    for first in range(0, NEW, BATCH):
         new = found + first + np.arange(BATCH)
         rows = np.where(np.arange(BATCH) % 2, new, random.integers(0, found, BATCH)).tolist()
         spent += timed(view, messages(data, rows, start + first))
-        if first + BATCH == CODED:
-            before = time.perf_counter()
-            view.encode()
-            encoding = time.perf_counter() - before
-    view.open_codes()
-    decoding, applying = spent / (CODED + UNCODED) * 1e6
+        before = time.perf_counter()
+        view.encode()
+        encoding += time.perf_counter() - before
+    decoding, applying = spent / NEW * 1e6
     return {
         "decode, a record": decoding,
         "apply, a record": applying,
-        "codes, a row (with training)": encoding / CODED * 1e6,
+        "codes, a row (with training)": encoding / NEW * 1e6,
     }
 
 
 def search_path(data: sift.Sift, view: View) -> dict[str, float]:
     queries = np.ascontiguousarray(data.queries)
     figures: dict[str, float] = {}
-    for segment in view.searcher.segments[: len(INDEXED) + 1]:
+    for segment in view.searcher.segments:
         figures |= segment_figures(segment, queries)
 
     def one(number: int) -> Any:
         return queries[number % len(queries)][None]
 
     tail = view.searcher.tails[0]
-    coded = tail._coded.rows
+    coded = tail.rows - tail.uncoded
     figures[f"tail, {coded:,} rows by codes"] = median_us(
         lambda n: list(tail.search(one(n), K, "l2", tail.first, coded, 1.0, False))
     )
@@ -155,10 +150,10 @@ def segment_figures(segment: Segment, queries: NDArray[np.float32]) -> dict[str,
 
 def main() -> None:
     use_one_thread_per_search()
-    rows = sum(INDEXED) + CHECKPOINTS * CHECKPOINT_ROWS
-    data = sift.load(rows + CODED + UNCODED)
+    rows = sum(INDEXED)
+    data = sift.load(rows + NEW)
     with tempfile.TemporaryDirectory(prefix="tidemark-hot-") as directory:
-        view = View(COLLECTION, 0)
+        view = View(COLLECTION, 0, shared=True)
         view.open(segments(data, Path(directory)), rows, 0, 0)
         figures = {**backlog_path(data), **record_path(data, view), **search_path(data, view)}
     about = machine.describe(seed=0)

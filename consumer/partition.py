@@ -146,7 +146,7 @@ class OwnedPartition:
 
     def checkpoint(self) -> Manifest:
         """Make the view durable; positions up to the manifest's may be committed afterwards."""
-        manifest = self.checkpoints.publish(self.view, with_codes=not self.is_behind)
+        manifest = self.checkpoints.publish(self.view)
         self.checkpointed = manifest.position
         self.checkpoint_version = manifest.version
         self.checkpoint_at = self.clean_at = time.monotonic()

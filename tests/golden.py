@@ -17,7 +17,7 @@ from tidemark.view import View
 
 ROOT = Path(__file__).parent / "golden"
 COLLECTION = Collection(name="docs", topic="docs", dimension=8, metric="cosine")
-KINDS: tuple[SegmentKind, ...] = ("ivfpq", "hnsw", "pq", "flat")
+KINDS: tuple[SegmentKind, ...] = ("ivfpq", "hnsw", "flat")
 ROWS = 200
 
 

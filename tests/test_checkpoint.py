@@ -4,14 +4,11 @@ import os
 import time
 from pathlib import Path
 
-import faiss
-import numpy as np
 import pytest
 
 from tests.messages import upsert
-from tests.rows import embeddings
 from tidemark import searcher
-from tidemark.checkpoint import DRIFT_EVERY, MANIFESTS_KEPT, Checkpoints
+from tidemark.checkpoint import MANIFESTS_KEPT, Checkpoints
 from tidemark.collection import Collection
 from tidemark.errors import CheckpointMismatch, CorruptCheckpoint, StaleOwner
 from tidemark.manifest import TopicIdentity
@@ -50,44 +47,6 @@ def test_a_checkpoint_is_read_back_as_it_was(tmp_path: Path) -> None:
     again = _owner(tmp_path)[1]
     assert (again.position, again.digest, again.live_rows) == (view.position, view.digest, 10)
     assert {hit.id for hit in searcher.scan([again], None, 100)} == {b"id-%d" % i for i in range(10)}
-
-
-def test_a_checkpoint_writes_codes_of_many_rows_and_uses_its_codebooks_again(tmp_path: Path) -> None:
-    collection = Collection("docs", "docs", 64, "l2")
-    checkpoints, view = _checkpoints(tmp_path, collection), View(collection, 0)
-    assert checkpoints.claim(TOPIC, None, 0)
-    vectors, per_checkpoint = embeddings(27_000, 64), 9_000
-    for first in range(0, len(vectors), per_checkpoint):
-        rows = vectors[first : first + per_checkpoint]
-        view.apply(decode([upsert(first + n, b"%d" % (first + n), row) for n, row in enumerate(rows)], collection)[0])
-        checkpoints.publish(view, with_codes=first < 2 * per_checkpoint)
-    segments = view.searcher.segments
-    assert [segment.kind for segment in segments] == ["pq", "pq", "flat"]
-    codebooks = [faiss.vector_to_array(segment.opened_index.faiss.pq.centroids) for segment in segments[:2]]
-    assert np.array_equal(*codebooks)
-    exact, found = (
-        [{hit.id for hit in hits} for hits in searcher.search([view], vectors[::90], 10, exact=exact).hits]
-        for exact in (True, False)
-    )
-    assert np.mean([len(all_ & some) / 10 for all_, some in zip(exact, found, strict=True)]) >= 0.95
-
-
-def test_codebooks_that_rows_have_drifted_from_are_replaced_for_good(tmp_path: Path) -> None:
-    collection = Collection("docs", "docs", 64, "l2")
-    checkpoints, view = _checkpoints(tmp_path, collection), View(collection, 0)
-    assert checkpoints.claim(TOPIC, None, 0)
-    drifted = embeddings(8_192, 64, seed=1) * np.float32(50) + np.float32(1_000)
-    for number in range(DRIFT_EVERY + 1):
-        rows = drifted if number else embeddings(8_192, 64)
-        first = number * len(rows)
-        view.apply(decode([upsert(first + n, b"%d" % (first + n), row) for n, row in enumerate(rows)], collection)[0])
-        checkpoints.publish(view, with_codes=True)
-    assert {segment.kind for segment in view.searcher.segments} == {"pq"}
-    indexes = [segment.opened_index for segment in view.searcher.segments]
-    of_first, *_, before, measured, after = [faiss.vector_to_array(each.faiss.pq.centroids) for each in indexes]
-    assert np.array_equal(of_first, before)
-    assert not np.array_equal(before, measured)
-    assert np.array_equal(measured, after)
 
 
 def test_a_stale_owner_cannot_publish_after_a_new_one_has_claimed(tmp_path: Path) -> None:

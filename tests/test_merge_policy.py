@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidemark.merge_policy import TIER_SEGMENTS, Candidate, next_build
+from tidemark.merge_policy import TIER_SEGMENTS, UNBUILT_SEGMENTS, Candidate, next_build
 
 ANN_MIN, ROWS_MAX = 1_000, 1_000_000
 
@@ -34,7 +34,7 @@ def test_flats_with_enough_rows_are_built_with_no_larger_segments() -> None:
 
 
 def test_while_rows_arrive_the_unbuilt_are_built_alone_when_there_are_some() -> None:
-    unbuilt = [_flat(str(number), 1_200) for number in range(TIER_SEGMENTS)]
+    unbuilt = [_flat(str(number), 1_200) for number in range(UNBUILT_SEGMENTS)]
     assert _next(_built("small", 900), *unbuilt[1:], quiet=False) == []
     assert _next(_built("small", 900), *unbuilt, quiet=False) == [segment.name for segment in unbuilt]
 

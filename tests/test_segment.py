@@ -17,7 +17,7 @@ from tidemark.record import hash_ids
 from tidemark.rows import concatenate
 from tidemark.segment import Segment, remove_segment_files, write_segment
 
-KINDS: tuple[SegmentKind, ...] = ("flat", "hnsw", "ivfpq", "pq")
+KINDS: tuple[SegmentKind, ...] = ("flat", "hnsw", "ivfpq")
 
 
 def small(kind: SegmentKind) -> IndexParameters:
@@ -32,7 +32,7 @@ def test_a_segment_is_read_back_as_it_was_written(tmp_path: Path, kind: SegmentK
     entry = write_segment(tmp_path / "s", rows, "l2", small(kind), seed=1)
     segment = Segment(tmp_path / "s", entry, 5, "l2")
     assert (entry.kind, segment.kind) == ((kind, kind) if count >= 64 else ("flat", "flat"))
-    assert segment.is_built == (segment.kind not in ("flat", "pq"))
+    assert segment.is_built == (segment.kind != "flat")
     assert (segment.rows, segment.live_count, segment.dead_rows) == (count, count, 0)
     for row in range(count):
         assert segment.id_of(row) == b"id-%d" % (40 + row)
@@ -205,8 +205,3 @@ def test_removing_a_segment_twice_is_fine(tmp_path: Path) -> None:
     remove_segment_files(tmp_path / "s")
     remove_segment_files(tmp_path / "s")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_rows_that_codes_cannot_tell_apart_stay_flat(tmp_path: Path) -> None:
-    vectors = np.random.default_rng(0).normal(size=(20_000, 2)).astype(np.float32)
-    assert segment_of(tmp_path / "s", vectors, parameters=small("pq")).kind == "flat"

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from tests.messages import delete, upsert
 from tests.rows import embeddings
 from tidemark import index, searcher
-from tidemark.collection import Collection, IndexParameters
+from tidemark.collection import Collection, IndexParameters, Metric
 from tidemark.mirror import ViewMirror
 from tidemark.record import decode
 from tidemark.tail import Tail
@@ -33,7 +33,6 @@ def coded(vectors: NDArray[np.float32] = VECTORS) -> View:
     view = View(COLLECTION, 0, tail_rows=65_536)
     put(view, 0, vectors)
     view.encode()
-    view.open_codes()
     return view
 
 
@@ -48,7 +47,7 @@ def recall(view: View | ViewMirror) -> float:
 
 def test_codes_find_what_the_exact_scan_finds_for_an_eighth_of_its_cost() -> None:
     view = coded()
-    assert view.scan_cost == pytest.approx(index.PQ_SCAN_COST * ROWS)
+    assert view.scan_cost == pytest.approx(index.CODES_SCAN_COST * ROWS)
     assert recall(view) >= 0.95
 
 
@@ -65,8 +64,7 @@ def test_more_codes_are_made_of_new_rows_with_the_codebooks_at_hand() -> None:
     put(view, 2_000, VECTORS[2_000:])
     assert view.scan_cost > 4_000
     view.encode()
-    view.open_codes()
-    assert view.scan_cost == pytest.approx(index.PQ_SCAN_COST * ROWS)
+    assert view.scan_cost == pytest.approx(index.CODES_SCAN_COST * ROWS)
     assert recall(view) >= 0.95
 
 
@@ -76,7 +74,6 @@ def test_a_row_that_died_before_or_after_its_code_was_made_is_not_answered() -> 
     view.apply(decode([delete(3_000 + n, id_) for n, id_ in enumerate(gone)], COLLECTION)[0])
     put(view, 4_000, VECTORS[3_000:])
     view.encode()
-    view.open_codes()
     assert not {id_ for hits in ids(view, exact=False) for id_ in hits} & set(gone)
     assert recall(view) >= 0.95
 
@@ -90,28 +87,27 @@ def test_rows_passed_over_are_not_answered_although_they_have_codes() -> None:
     assert min(answered) >= 4_000
 
 
-def test_another_process_searches_by_the_codes_once_it_has_opened_them() -> None:
+def test_another_process_searches_by_the_codes_where_they_were_made() -> None:
     view = View(COLLECTION, 0, tail_rows=8_192, shared=True)
     mirror = ViewMirror(COLLECTION, view.place)
     put(view, 0, VECTORS)
-    view.encode()
     assert mirror.scan_cost == ROWS
-    mirror.open_codes()
-    assert mirror.scan_cost == pytest.approx(index.PQ_SCAN_COST * ROWS)
+    view.encode()
+    assert mirror.scan_cost == pytest.approx(index.CODES_SCAN_COST * ROWS)
     assert recall(mirror) >= 0.95
     view.follow([], 4_000, -1, 0)
     assert mirror.live_rows == ROWS - 4_000
     assert recall(mirror) >= 0.95
 
 
-def test_rows_that_codes_cannot_tell_apart_are_searched_exactly() -> None:
+def test_rows_too_many_for_codes_to_tell_apart_are_searched_exactly() -> None:
     collection = Collection(name="c", topic="t", dimension=2, metric="l2")
     vectors = np.random.default_rng(0).normal(size=(40_000, 2)).astype(np.float32)
     view = View(collection, 0, tail_rows=65_536)
     view.apply(decode([upsert(n, b"%d" % n, vector) for n, vector in enumerate(vectors)], collection)[0])
-    view.encode()
-    view.open_codes()
-    assert view.scan_cost == len(vectors)
+    for _ in range(10):
+        view.encode()
+    assert view.scan_cost > len(vectors) / 4
     assert searcher.search([view], vectors[7:8], 1).hits[0][0].id == b"7"
 
 
@@ -120,7 +116,6 @@ def test_a_collection_without_an_index_makes_no_codes() -> None:
     view = View(collection, 0, tail_rows=8_192)
     view.apply(decode([upsert(n, b"%d" % n, vector) for n, vector in enumerate(VECTORS)], collection)[0])
     view.encode()
-    view.open_codes()
     assert view.scan_cost == ROWS
 
 
@@ -128,10 +123,49 @@ def test_a_tail_whose_codes_are_full_holds_them_all() -> None:
     tail_rows = 2_048
     view = View(COLLECTION, 0, tail_rows=tail_rows)
     put(view, 0, VECTORS[: 2 * tail_rows])
-    view.encode()
-    view.open_codes()
+    for _ in range(2):
+        view.encode()
     assert all(
-        isinstance(tail, Tail) and tail.scan_cost == pytest.approx(index.PQ_SCAN_COST * tail_rows)
+        isinstance(tail, Tail) and tail.scan_cost == pytest.approx(index.CODES_SCAN_COST * tail_rows)
         for tail in view.searcher.tails
     )
     assert recall(view) >= 0.95
+
+
+def test_rows_unlike_those_the_codes_were_trained_on_get_another_tail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tidemark.view.DRIFTED_ROWS_MIN", 4_000)
+    view = coded(VECTORS[:2_000])
+    other = embeddings(4_000, DIMENSION, seed=9) * np.float32(20)
+    put(view, 2_000, other[:1_500])
+    view.encode()
+    assert view.searcher.tails[0].has_drifted
+    put(view, 3_500, other[1_500:])
+    view.encode()
+    assert [tail.rows for tail in view.searcher.tails] == [6_000, 0]
+    more = other + np.float32(1)
+    put(view, 6_000, more)
+    view.encode()
+    assert view.searcher.tails[1].scan_cost == pytest.approx(index.CODES_SCAN_COST * len(other))
+    hits = searcher.search([view], more[::50], 1).hits
+    assert [hit.id for (hit,) in hits] == [b"id-%d" % (6_000 + row) for row in range(0, len(more), 50)]
+
+
+@pytest.mark.parametrize("dimension", [1, 3, 6, 17, 48])
+@pytest.mark.parametrize("metric", ["l2", "cosine", "ip"])
+def test_rows_coded_bit_by_bit_and_passed_over_are_searched_like_an_exact_scan(dimension: int, metric: Metric) -> None:
+    collection = Collection(name="c", topic="t", dimension=dimension, metric=metric)
+    vectors = embeddings(5_000, dimension, rank=min(8, dimension))
+    view = View(collection, 0, tail_rows=8_192, shared=True)
+    mirror = ViewMirror(collection, view.place)
+    first = 0
+    for stop in (2_100, 3_150, 4_190, 5_000):
+        messages = [upsert(n, b"%d" % n, vectors[n]) for n in range(first, stop)]
+        view.apply(decode(messages, collection)[0])
+        view.encode()
+        first = stop
+    view.follow([], 1_900, -1, 0)
+    queries = searcher.prepare_queries(vectors[2_000::150], collection)
+    exact, found = (searcher.search([mirror], queries, K, exact=exact).hits for exact in (True, False))
+    assert min(int(hit.id) for hits in found for hit in hits) >= 1_900
+    same = sum(len({hit.id for hit in a} & {hit.id for hit in b}) for a, b in zip(exact, found, strict=True))
+    assert same >= 0.9 * K * len(queries)

@@ -265,8 +265,9 @@ def test_a_checkpoint_opened_again_is_the_same_view(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("own", [0, 29, 40, 41, 55, 60, 61, 120])
 @pytest.mark.parametrize("batch", [3, 50])
+@pytest.mark.parametrize("tail_rows", [4, 30, 200])
 def test_following_a_checkpoint_at_any_position_gives_the_state_of_the_log(
-    tmp_path: Path, own: int, batch: int
+    tmp_path: Path, own: int, batch: int, tail_rows: int
 ) -> None:
     leader, log, disk = view_of(), Log(), Disk(tmp_path)
     log.fill(120, ids=25)
@@ -275,7 +276,7 @@ def test_following_a_checkpoint_at_any_position_gives_the_state_of_the_log(
         apply(leader, log.between(start, stop))
         checkpoints.append(disk.checkpoint(leader))
     for newest in range(3):
-        follower = view_of()
+        follower = view_of(tail_rows)
         for start in range(0, own, batch):
             apply(follower, log.between(start, min(own, start + batch)))
         for checkpoint in checkpoints[newest:]:
@@ -301,6 +302,55 @@ def test_segments_a_follower_holds_already_are_used_again(tmp_path: Path) -> Non
     held = follower.searcher.segments
     follower.follow([*held, *second.segments()[1:]], second.position, second.leader_epoch, second.digest)
     assert follower.searcher.segments[0] is held[0]
+    assert_is(follower, log.model(log.end))
+
+
+def test_rows_stay_in_memory_until_an_index_holds_them_while_they_are_few(tmp_path: Path) -> None:
+    leader, log, disk = view_of(), Log(), Disk(tmp_path)
+    many, few = view_of(tail_rows=64), view_of(tail_rows=25)
+    for number in range(3):
+        new = log.fill(20, ids=40, seed=number)
+        for view in (leader, many, few):
+            apply(view, new)
+        checkpoint = disk.checkpoint(leader)
+        for view in (many, few):
+            apply(view, log.fill(1, ids=40) if view is many else log.between(log.end - 1, log.end))
+            view.follow(checkpoint.segments(), checkpoint.position, checkpoint.leader_epoch, checkpoint.digest)
+            assert_is(view, log.model(log.end))
+        apply(leader, log.between(log.end - 1, log.end))
+    assert many.searcher.segments == ()
+    assert [segment.name for segment in few.searcher.segments] == [s.name for s in checkpoint.segments()][:2]
+
+
+def test_segments_that_are_not_in_the_order_of_the_log_are_all_searched(tmp_path: Path) -> None:
+    leader, log, disk = view_of(), Log(), Disk(tmp_path)
+    follower = view_of(tail_rows=64)
+    for number in range(2):
+        new = log.fill(20, ids=200, seed=number)
+        apply(leader, new)
+        apply(follower, new)
+        checkpoint = disk.checkpoint(leader)
+    apply(follower, log.fill(1, ids=40))
+    swapped = checkpoint.segments()[::-1]
+    follower.follow(swapped, checkpoint.position, checkpoint.leader_epoch, checkpoint.digest)
+    assert len(follower.searcher.segments) == 2
+    assert_is(follower, log.model(log.end))
+
+
+def test_a_tail_that_is_mostly_in_segments_gets_no_more_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tidemark.view.PASSED_OVER_MAX", 10)
+    leader, log, disk = view_of(), Log(), Disk(tmp_path)
+    follower = view_of(tail_rows=200)
+    new = log.fill(120, ids=300)
+    apply(leader, new)
+    apply(follower, new)
+    follower._tail_rows = 5  # the checkpoint is more than may stay
+    checkpoint = disk.checkpoint(leader)
+    apply(follower, [log.put(b"one", 1), log.put(b"two", 2)])
+    follower.follow(checkpoint.segments(), checkpoint.position, checkpoint.leader_epoch, checkpoint.digest)
+    assert [tail.count for tail in follower.searcher.tails] == [2, 0]
+    apply(follower, [log.put(b"three", 3)])
+    assert [tail.count for tail in follower.searcher.tails] == [2, 1]
     assert_is(follower, log.model(log.end))
 
 

@@ -12,7 +12,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -21,19 +21,13 @@ from tidemark import files, layout
 from tidemark.collection import Collection, IndexParameters
 from tidemark.crash_point import reach
 from tidemark.errors import CheckpointMismatch, CorruptCheckpoint, StaleOwner
-from tidemark.index import Donor
 from tidemark.manifest import Manifest, SegmentEntry, TopicIdentity, encode, parse
-from tidemark.rows import Rows
 from tidemark.segment import Segment, remove_segment_files, write_segment
 from tidemark.view import View
 
-# A checkpoint writes its rows flat, or with codes that make them cheap to scan; the builder indexes them later.
+# A checkpoint writes its rows as they are; the builder indexes them later.
 _FLAT = IndexParameters(kind="flat")
-# Fewer rows of 128-d are scanned exactly in 30 us, as long as a search of codes takes at least.
-PQ_NUMBERS_MIN = 4_096 * 128
 MANIFESTS_KEPT = 3
-# To measure whether rows have drifted from the codebooks takes a third of a checkpoint with codes: not at each of them.
-DRIFT_EVERY = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +57,6 @@ class Checkpoints:
         self._nonce = secrets.token_hex(8)
         self._newest: Manifest | None = None
         self._next_segment = 1
-        self._donor: Donor | None = None
-        self._lent = 0
 
     # -- read ----------------------------------------------------------------------------------------------
 
@@ -180,13 +172,10 @@ class Checkpoints:
             epochs += [layout.segment_epoch(path.name) or 0 for path in self.directory.iterdir()]
         return max(epochs)
 
-    def publish(self, view: View, with_codes: bool = False) -> Manifest:
-        """Make the view durable: after this returns, everything before its position may be committed.
-
-        `with_codes`: the new rows are to be cheap to search at once, which costs 3 us for each of them.
-        """
+    def publish(self, view: View) -> Manifest:
+        """Make the view durable: after this returns, everything before its position may be committed."""
         assert self._newest is not None
-        self._save_tails(view, with_codes)
+        self._save_tails(view)
         version = self._newest.version + 1
         for segment in view.searcher.segments:
             segment.save_dead_rows(version)
@@ -207,32 +196,14 @@ class Checkpoints:
         self._newest = manifest
         return manifest
 
-    def _save_tails(self, view: View, with_codes: bool) -> None:
+    def _save_tails(self, view: View) -> None:
         rows = view.unsaved_rows()
         if rows is None:
             view.saved(None)
             return
-        directory = self.new_segment_directory()
-        parameters, metric = self._parameters(rows, with_codes), self.collection.metric
-        donor = self._lend()
-        entry = write_segment(directory, rows, metric, parameters, 0, donor)
+        entry = write_segment(self.new_segment_directory(), rows, self.collection.metric, _FLAT, 0)
         reach("flat-durable")
-        segment = self._open(entry, verified=entry.files)  # just hashed as they were written
-        if segment.kind == "pq" and not (donor and donor.trusted):  # they fit, or new ones were made
-            self._donor = Donor.read(directory / layout.INDEX, segment.parameters, parameters.recall_target)
-        elif parameters.kind == "pq" and segment.kind == "flat":
-            self._donor = None
-        view.saved(segment)
-
-    def _lend(self) -> Donor | None:
-        """The codebooks of the checkpoint before."""
-        self._lent += 1
-        return self._donor and replace(self._donor, trusted=self._lent % DRIFT_EVERY != 0)
-
-    def _parameters(self, rows: Rows, with_codes: bool) -> IndexParameters:
-        if not with_codes or rows.vectors.size < PQ_NUMBERS_MIN or self.collection.index.kind == "flat":
-            return _FLAT
-        return replace(self.collection.index, kind="pq", ann_rows_min=0)
+        view.saved(self._open(entry, verified=entry.files))  # just hashed as they were written
 
     def new_segment_directory(self) -> Path:
         """A segment directory nobody has used; numbers are not reused within an epoch."""

@@ -15,7 +15,7 @@ RecordFormat = Literal["auto", "raw", "json"]
 IdFormat = Literal["utf8", "int64", "bytes"]
 IndexKind = Literal["ivfpq", "hnsw", "flat"]
 # What a segment may be: also `pq`, written at once by a checkpoint and built as one of the others soon after.
-SegmentKind = Literal["ivfpq", "hnsw", "flat", "pq"]
+SegmentKind = Literal["ivfpq", "hnsw", "flat"]
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 DIMENSION_MAX = 65_536

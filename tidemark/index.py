@@ -15,9 +15,10 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from tidemark import ivf
 from tidemark.collection import IndexParameters, Metric, SegmentKind
 from tidemark.errors import CorruptCheckpoint
-from tidemark.exact import exact_search, faiss_metric, public_distance
+from tidemark.exact import faiss_metric, nearest_of_many, public_distance
 
 # Rows used as queries to calibrate a segment; 200 x 10 neighbours give recall to about +-0.5 %.
 CALIBRATION_QUERIES = 200
@@ -25,7 +26,6 @@ CALIBRATION_QUERIES = 200
 CODES_QUERIES = 64
 CALIBRATION_K = 10
 TRAINING_ROWS_PER_CENTROID = 40
-TRAINING_ITERATIONS = 8
 # A 4-bit codebook has 16 centroids, and needs as many rows to be trained on.
 ANN_ROWS_LEAST = 64
 HNSW_EF_MAX = 1_024
@@ -39,11 +39,12 @@ LISTS_LEAST, LISTS_MOST = 0.5, 8
 LISTS_STEP = 16
 # Recall below the target at which a donor's codebooks no longer fit; calibration is exact to about 0.005.
 DRIFT_MAX = 0.01
-# More rows make the codebooks of kind `pq` hardly better, and more lists its searches hardly faster: of 65k rows, 32
-# lists leave a quarter to scan, and it takes 1 us a row less to find the nearest of 32 than of 256.
-PQ_TRAINING_ROWS, PQ_LISTS = 4_096, 32
+# Codes of rows in memory (`codes.py`): more rows make the codebooks hardly better, and more lists the searches hardly
+# faster: of 300k rows of SIFT 64 lists leave a quarter to scan (0.31 ms), and to find the nearest of 256 instead takes
+# 1 us a row more.
+CODES_TRAINING_ROWS, CODES_LISTS = 4_096, 64
 # A search of 65k rows of 128-d by 4-bit codes in so many lists takes 0.07 ms, an exact one 1.3 ms (AVX2, one thread).
-PQ_SCAN_COST = 0.05
+CODES_SCAN_COST = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class SearchParameters:
     ivfpq: `effort` is the number of lists that a row of the segment typically probes. A query probes those whose
     centroid is at most `1 + reach` times as far as its third nearest centroid, within bounds; with `reach` 0,
     as earlier versions wrote, just the `effort` nearest.
-    `k_factor` times k candidates are ranked exactly. pq: the same. hnsw: `effort` is efSearch.
+    `k_factor` times k candidates are ranked exactly. hnsw: `effort` is efSearch.
     `recall` is recall@10 as measured on held-out rows when the segment was built.
     """
 
@@ -84,12 +85,20 @@ class Index:
         self.metric: Metric = "l2" if index.metric_type == faiss.METRIC_L2 else "ip"  # cosine: of unit vectors
         self.is_hnsw = isinstance(index, faiss.IndexHNSW)
         self.lists = 1 if self.is_hnsw else int(index.nlist)
-        if self.lists > 1:
+        if not self.is_hnsw:
             quantizer: Any = faiss.downcast_index(index.quantizer)
-            self._centroids_pointer = quantizer.get_xb()
+            self._quantizer, self._centroids_pointer = quantizer, quantizer.get_xb()
         if self.lists > 1 and self.metric == "ip":
             centroids = faiss.rev_swig_ptr(self._centroids_pointer, self.lists * index.d).reshape(self.lists, index.d)
             self._square_max = float(np.einsum("ij,ij->i", centroids, centroids).max())
+
+    def encoded(self, vectors: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """The product codes (n, code bytes) of vectors, and the number of each one's list (n,); not of hnsw."""
+        return self.faiss.pq.compute_codes(vectors), self._quantizer.search(vectors, 1)[1][:, 0]
+
+    def error(self, vectors: NDArray[np.float32], codes: NDArray[np.uint8]) -> float:
+        """Mean squared distance between vectors and what their codes stand for."""
+        return float(np.square(vectors - self.faiss.pq.decode(codes)).sum(axis=1).mean())
 
     def _to_centroids(self, query: NDArray[np.float32]) -> NDArray[np.float32]:
         """Squared distances (lists,) of one query to the centroids.
@@ -157,20 +166,16 @@ class Index:
 class Donor:
     """A trained FAISS index without rows, whose centroids and codebooks are used again, and how it is searched.
 
-    Below `recall_min` the new rows have drifted too far from what it was trained on; with `trusted` it is not
-    measured whether they have.
+    Below `recall_min` the new rows have drifted too far from what it was trained on.
     """
 
     faiss: Any
     parameters: SearchParameters
     recall_min: float
-    trusted: bool = False
 
     @classmethod
     def of(cls, index: Index, parameters: SearchParameters, recall_target: float) -> "Donor":
-        emptied = faiss.clone_index(index.faiss)
-        emptied.reset()
-        return cls(emptied, parameters, recall_target - DRIFT_MAX)
+        return cls(emptied(index).faiss, parameters, recall_target - DRIFT_MAX)
 
     @classmethod
     def read(cls, path: Path, parameters: SearchParameters, recall_target: float) -> "Donor":
@@ -190,25 +195,21 @@ def build(
 ) -> tuple[Index, SearchParameters]:
     """Build and calibrate an ANN index over float32 rows (n, dimension); all threads of the process are used.
 
-    Training and calibration are most of a build: with a donor neither is done, only the recall is measured.
+    With a donor nothing is trained, only the recall is measured.
     """
-    queries = CODES_QUERIES if parameters.kind == "pq" else CALIBRATION_QUERIES
-    if donor is not None and parameters.kind in ("ivfpq", "pq"):
-        borrowed = faiss.clone_index(donor.faiss)
-        borrowed.add(rows)
-        index = Index(borrowed)
-        if donor.trusted:
-            return index, donor.parameters
-        measured = _measurement(index, rows, seed, queries)
-        for factor in DONOR_EFFORTS if index.lists > 1 else (1.0,):
-            found = measured(donor.parameters.scaled(factor))
-            if found.recall >= donor.recall_min:
-                return index, found
     if parameters.kind == "hnsw":
         index = Index(_build_hnsw(rows, metric, parameters))
-    else:
-        index = Index(_build_ivfpq(rows, metric, parameters, seed))
-    return index, _calibrate(index, rows, parameters.recall_target, seed, queries)
+        return index, _calibrate(index, rows, parameters.recall_target, seed, CALIBRATION_QUERIES)
+    lists = parameters.nlist or max(16, int(4 * math.sqrt(len(rows))))
+    training = lists * TRAINING_ROWS_PER_CENTROID
+    return _build_ivfpq(rows, metric, lists, training, parameters.recall_target, seed, donor, CALIBRATION_QUERIES)
+
+
+def build_codes(
+    rows: NDArray[np.float32], metric: Metric, recall_target: float, seed: int, donor: Donor | None = None
+) -> tuple[Index, SearchParameters]:
+    """An index of few lists for rows that soon get another one: quickly trained, roughly calibrated."""
+    return _build_ivfpq(rows, metric, CODES_LISTS, CODES_TRAINING_ROWS, recall_target, seed, donor, CODES_QUERIES)
 
 
 def _build_hnsw(rows: NDArray[np.float32], metric: Metric, parameters: IndexParameters) -> Any:
@@ -218,24 +219,44 @@ def _build_hnsw(rows: NDArray[np.float32], metric: Metric, parameters: IndexPara
     return index
 
 
-def _build_ivfpq(rows: NDArray[np.float32], metric: Metric, parameters: IndexParameters, seed: int) -> Any:
+def _build_ivfpq(
+    rows: NDArray[np.float32],
+    metric: Metric,
+    lists: int,
+    training: int,
+    recall_target: float,
+    seed: int,
+    donor: Donor | None,
+    queries: int,
+) -> tuple[Index, SearchParameters]:
+    if donor is not None:
+        borrowed = faiss.clone_index(donor.faiss)
+        ivf.fill(borrowed, rows, metric)
+        index = Index(borrowed)
+        measured = _measurement(index, rows, seed, queries)
+        for factor in DONOR_EFFORTS if index.lists > 1 else (1.0,):
+            found = measured(donor.parameters.scaled(factor))
+            if found.recall >= donor.recall_min:
+                return index, found
+    trained = _train_ivfpq(rows, metric, lists, training, seed)
+    ivf.fill(trained, rows, metric)
+    index = Index(trained)
+    return index, _calibrate(index, rows, recall_target, seed, queries)
+
+
+def _train_ivfpq(rows: NDArray[np.float32], metric: Metric, lists: int, training: int, seed: int) -> Any:
     count, dimension = rows.shape
-    nlist = PQ_LISTS if parameters.kind == "pq" else parameters.nlist or max(16, int(4 * math.sqrt(count)))
-    nlist = max(1, min(nlist, count // TRAINING_ROWS_PER_CENTROID))
+    lists = max(1, min(lists, count // TRAINING_ROWS_PER_CENTROID))
     quantizer = faiss.IndexFlat(dimension, faiss_metric(metric))
-    # Two dimensions share one 4-bit code; an odd dimension has no such split, so each gets its own.
-    codes = dimension // 2 if dimension % 2 == 0 else dimension
-    index = faiss.IndexIVFPQFastScan(quantizer, dimension, nlist, codes, 4, faiss_metric(metric))
+    index = faiss.IndexIVFPQFastScan(quantizer, dimension, lists, codes_of(dimension), 4, faiss_metric(metric))
     index.own_fields = True
     quantizer.this.disown()  # type: ignore[attr-defined]  # the index frees it
-    index.cp.niter = index.pq.cp.niter = TRAINING_ITERATIONS
-    index.cp.seed = index.pq.cp.seed = 1 + seed % 2**30
-    index.cp.max_points_per_centroid = TRAINING_ROWS_PER_CENTROID
-    index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1
-    training = min(count, PQ_TRAINING_ROWS if parameters.kind == "pq" else nlist * TRAINING_ROWS_PER_CENTROID)
-    picked = np.sort(np.random.default_rng(seed).choice(count, training, replace=False))
-    index.train(rows[picked])
-    index.add(rows)
+    index.pq.cp.niter, index.pq.cp.seed = ivf.TRAINING_ITERATIONS, 1 + seed % 2**30
+    index.pq.cp.min_points_per_centroid = 1
+    picked = np.random.default_rng(seed).choice(count, min(count, training), replace=False)
+    training_rows = rows[np.sort(picked)]
+    quantizer.add(ivf.train(training_rows, lists, metric, seed))
+    index.train(training_rows)
     return index
 
 
@@ -255,7 +276,7 @@ def _measurement(
         others = np.where(labels == picked[:, None], -1, labels)
         return public_distance(_rank_exactly(rows, queries, others, CALIBRATION_K, metric)[0], metric)
 
-    worst = distances_of(exact_search(rows, queries, CALIBRATION_K + 1, metric)[1])[:, -1:]
+    worst = distances_of(nearest_of_many(rows, queries, 2 * CALIBRATION_K, metric))[:, -1:]
     enough = worst + np.abs(worst) * np.float32(1e-6)
 
     def measured(parameters: SearchParameters) -> SearchParameters:
@@ -263,6 +284,24 @@ def _measurement(
         return replace(parameters, recall=float((distances_of(found) <= enough).mean()))
 
     return measured
+
+
+def recall_of_narrow(
+    index: Index,
+    rows: NDArray[np.float32],
+    queries: NDArray[np.float32],
+    parameters: SearchParameters,
+    alive: "Alive",
+) -> float:
+    """Which share of the 10 nearest that a search of all lists with four times the candidates finds is found anyway.
+
+    In place of the recall where an exact scan of all rows would take too long. Some of the queries are used.
+    """
+    queries = np.ascontiguousarray(queries[:: -(-len(queries) // CODES_QUERIES)])
+    wide = replace(parameters, effort=index.lists, k_factor=4 * parameters.k_factor)
+    best = public_distance(search(index, rows, queries, CALIBRATION_K, wide, alive)[0], index.metric)[:, -1:]
+    found = public_distance(search(index, rows, queries, CALIBRATION_K, parameters, alive)[0], index.metric)
+    return float((found <= best + np.abs(best) * np.float32(1e-6)).mean())
 
 
 def _calibrate(index: Index, rows: NDArray[np.float32], target: float, seed: int, queries: int) -> SearchParameters:
@@ -378,6 +417,18 @@ def _rank_exactly(
         return distances[:, order[0]], candidates[:, order[0]]
     lines = np.arange(count)[:, None]
     return distances[lines, order], candidates[lines, order]
+
+
+def codes_of(dimension: int) -> int:
+    """4-bit codes of a row: one for two dimensions; an odd dimension has no such split, so each gets its own."""
+    return dimension // 2 if dimension % 2 == 0 else dimension
+
+
+def emptied(index: Index) -> Index:
+    """What was trained, without any rows."""
+    empty = faiss.clone_index(index.faiss)
+    empty.reset()
+    return Index(empty)
 
 
 def to_bytes(index: Index) -> bytes:

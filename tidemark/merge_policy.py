@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 # Merge when this many segments are within one tier: fewer means more rewriting, more means more to search.
 TIER_SEGMENTS = 4
+# While records arrive, so many checkpoints without an index are made one that has it.
+UNBUILT_SEGMENTS = 2
 TIER_RATIO = 4
 DEAD_SHARE_MAX = 0.2
 
@@ -34,14 +36,13 @@ def next_build(segments: Sequence[Candidate], ann_rows_min: int, rows_max: int, 
     """
     unbuilt = [segment for segment in segments if not segment.built]
     enough = sum(segment.live_rows for segment in unbuilt) >= ann_rows_min
-    if enough and not quiet and len(unbuilt) >= TIER_SEGMENTS:
+    if enough and not quiet and len(unbuilt) >= UNBUILT_SEGMENTS:
         return [segment.name for segment in unbuilt]
     if unbuilt and ((quiet and enough) or len(unbuilt) > TIER_SEGMENTS):
         return _with_small_neighbours(unbuilt, segments, rows_max)
-    for segment in segments:
-        if segment.built and segment.dead_share > DEAD_SHARE_MAX:
-            return [segment.name]
-    return _one_tier([segment for segment in segments if segment.built], rows_max)
+    if tier := _one_tier([segment for segment in segments if segment.built], rows_max):
+        return tier
+    return next(([s.name] for s in segments if s.built and s.dead_share > DEAD_SHARE_MAX), [])
 
 
 def _with_small_neighbours(unbuilt: Sequence[Candidate], segments: Sequence[Candidate], rows_max: int) -> list[str]:

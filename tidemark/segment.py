@@ -3,8 +3,7 @@
 Invariants: files never change once named by a manifest; they are mapped only after their checksums matched;
 an id is in a segment at most once. Which rows live is a bitmap, in memory that other processes may share: a
 kill clears a bit. Kind `flat` is searched exactly (a search first puts a NaN into what died since the last one,
-in its process's copy of the page), the others through an index with the bitmap as its selector: `hnsw` and `ivfpq`,
-and `pq`, codes in a few lists, which a checkpoint can write at once.
+in its process's copy of the page), the others through an index with the bitmap as its selector.
 One writer kills rows; any number of readers search, without locks. Knows nothing of manifests' versions.
 """
 
@@ -51,11 +50,8 @@ def write_segment(
     names = [layout.VECTORS, layout.ROWS]
     if kind != "flat":
         built, search = index.build(rows.vectors, metric, parameters, seed, donor)
-        if kind == "pq" and search.recall < parameters.recall_target - index.DRIFT_MAX:
-            kind, search = "flat", index.SearchParameters()  # codes do not tell these rows apart
-        else:
-            index.write(built, directory / layout.INDEX)
-            names.append(layout.INDEX)
+        index.write(built, directory / layout.INDEX)
+        names.append(layout.INDEX)
     for name in names:
         fsync_file(directory / name)
     fsync_directory(directory)
@@ -224,17 +220,22 @@ class Segment:
     @property
     def is_built(self) -> bool:
         """Whether it has the index that its rows are to have in the end."""
-        return self.kind not in ("flat", "pq")
+        return self.kind != "flat"
 
     @property
     def scan_cost(self) -> float:
         """What a search scans, in rows compared exactly; 0 when the index leads it to a part."""
-        return {"flat": 1.0, "pq": index.PQ_SCAN_COST}.get(self.kind, 0.0) * self.rows
+        return self.rows if self.kind == "flat" else 0.0
 
     @cached_property
     def first_offset(self) -> int:
         """The least offset of its rows; only where there are rows."""
         return int(self.offsets.min())
+
+    @cached_property
+    def last_offset(self) -> int:
+        """The greatest offset of its rows; only where there are rows."""
+        return int(self.offsets.max())
 
     def dead_mask(self) -> NDArray[np.bool_]:
         """Which rows are dead, bool (rows,)."""

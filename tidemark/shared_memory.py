@@ -15,6 +15,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+# Linux: no memory is promised for pages that are never written (Python names it from 3.13 on).
+_MAP_NORESERVE = 0x4000
 _fence = threading.Lock()
 
 
@@ -31,7 +33,7 @@ class Region:
         self.name: str | None = None
         self._taken = 0
         if not shared:
-            self._memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            self._memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
             return
         descriptor = os.memfd_create("tidemark")
         os.ftruncate(descriptor, size)

@@ -114,11 +114,6 @@ class SearchedView:
         in_tails = sum(tail.scan_cost for tail in searcher.tails)
         return in_tails + sum(segment.scan_cost for segment in searcher.segments)
 
-    def open_codes(self) -> None:
-        """Search the rows in memory by the newest codes from now on; for a side thread."""
-        for tail in self.searcher.tails:
-            tail.open_codes()
-
     def recent_row(self, id_: bytes) -> tuple[Tail, int] | None:
         """The tail and row that hold an id's newest version, None when no tail does."""
         hash_ = hash_ids([id_])[0]

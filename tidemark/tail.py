@@ -1,6 +1,6 @@
 """The newest rows of a partition: a preallocated append-only buffer in memory.
 
-Searched exactly, or by codes of its first rows (an index of kind `pq`, see `index.py`) and exactly beyond them.
+Searched exactly, or by codes of its first rows (`codes.py`) and exactly beyond them.
 
 Invariants: a published row (below `rows`) never moves; a killed row only has its first component set to NaN
 (`firsts` keeps it, so that a reader who found the row just before still gets the vector that was written).
@@ -11,8 +11,6 @@ questions by row.
 
 from collections.abc import Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass, field
-from struct import Struct
 from typing import Any
 
 import msgspec
@@ -22,18 +20,19 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from tidemark import index
-from tidemark.collection import IndexParameters, Metric
+from tidemark.codes import Coded, Codes
+from tidemark.collection import Metric
 from tidemark.exact import exact_search
-from tidemark.index import Donor, SearchParameters
+from tidemark.index import Donor
 from tidemark.live_rows import LiveRows
 from tidemark.record import Batch
 from tidemark.rows import Rows
-from tidemark.shared_memory import Document, Region, fence, room
+from tidemark.shared_memory import Region, fence, room
 
-# What stands before the codes in their document: rows that have them, effort, k_factor, reach.
-_HEAD = Struct("<qqqd")
-# Bytes of ids, and of metadata, in a tail: one row has at most 1 KiB and 64 KiB of them (record.py).
-TEXT_BYTES = 32 * 2**20
+# Bytes of ids, and of metadata, in a tail, most never used: one row has at most 1 KiB and 64 KiB of them (record.py).
+TEXT_BYTES = 128 * 2**20
+# Rows that get codes at a time, at most: they take 25 ms at 128-d, and their writer has records to apply.
+ENCODED_ROWS_MAX = 8_192
 
 
 class TailPlace(msgspec.Struct, frozen=True):
@@ -103,10 +102,9 @@ class Tail:
         self.hashes: NDArray[np.uint64] = take(np.uint64, capacity)
         self._live = LiveRows(self.region, capacity, new=region is None)
         self._pass_over(first)
-        self._codes = Document(self.region, _codes_bytes(dimension, capacity))
-        self._encoder: tuple[index.Index, SearchParameters] | None = None  # the writer's, to which rows are added
-        self._can_encode = True
-        self._coded = _Coded()
+        self._codes = Codes(self.region, dimension, capacity)
+        self._can_encode, self._checked = True, ENCODED_ROWS_MAX
+        self._coded: Coded | None = None
         self._ids = _Texts(self.region, capacity)
         self._metadata = _Texts(self.region, capacity)
 
@@ -125,6 +123,7 @@ class Tail:
         self.first = first
         self._dead_before = int(np.count_nonzero(self._live.dead_mask(first)))
         self._alive = index.Alive(self._live.bitmap, first)
+        self._coded = None
 
     @property
     def place(self) -> TailPlace:
@@ -191,64 +190,77 @@ class Tail:
         self.vectors[rows, 0] = np.nan
         return int(self.digests[rows].sum())
 
-    def encode(self, metric: Metric, parameters: IndexParameters, donor: Donor | None) -> Donor | None:
-        """Make codes of all rows so far, with a donor's codebooks while they fit; returns the codebooks to use next.
+    def encode(self, metric: Metric, recall_target: float, donor: Donor | None) -> Donor | None:
+        """Make codes of the next rows, with a donor's codebooks while they fit; returns the codebooks to use next.
 
-        Rows that codes cannot tell apart stay without, and the tail is searched exactly.
+        From rows on that codes cannot tell apart, or not any more, rows stay without and are searched exactly.
         """
-        first, stop = self.rows - self.uncoded, self.rows
+        first = self._codes.rows
+        stop = min(self.rows, first + ENCODED_ROWS_MAX)
         vectors = self.vectors[first:stop].copy()
         vectors[:, 0] = self.firsts[first:stop]  # without the NaN of dead rows
-        if self._encoder is None:
-            built, found = index.build(vectors, metric, parameters, self.base, donor)
-            if found.recall < parameters.recall_target - index.DRIFT_MAX:
+        if not self._codes.started:
+            trained, found = index.build_codes(vectors, metric, recall_target, self.base, donor)
+            if found.recall < recall_target - index.DRIFT_MAX:
                 self._can_encode = False
                 return None
-            self._encoder = built, found
-            donor = Donor.of(built, found, parameters.recall_target)
-        else:
-            self._encoder[0].faiss.add(vectors)
-        built, found = self._encoder
-        self._codes.write(_HEAD.pack(stop, found.effort, found.k_factor, found.reach) + index.to_bytes(built))
+            self._codes.start(trained, found)
+            donor = Donor.of(trained, found, recall_target)
+        alike = self._codes.append(vectors)
+        self._can_encode = alike and (stop < 2 * self._checked or self._codes_tell_apart(vectors, recall_target))
         return donor
+
+    def _codes_tell_apart(self, newest: NDArray[np.float32], recall_target: float) -> bool:
+        """Whether searches by codes are as good as they were among fewer rows; asked whenever those have doubled."""
+        self._checked = self._codes.rows
+        coded = self._codes.opened(self.first)
+        coded.refresh()
+        found = index.recall_of_narrow(coded.index, self.vectors, newest, coded.parameters, self._alive)
+        return found >= recall_target - 2 * index.DRIFT_MAX
 
     @property
     def uncoded(self) -> int:
         """How many rows could get codes; 0 where codes are of no use."""
-        encoded = self._encoder[0].faiss.ntotal if self._encoder else 0
-        return self.rows - encoded if self._can_encode else 0
+        return self.rows - self._codes.rows if self._can_encode else 0
 
-    def open_codes(self) -> None:
-        """Search by the newest codes from now on. Opening them takes milliseconds: not for a search to do."""
-        if self._coded.version != self._codes.version:
-            version, content = self._codes.read()
-            rows, effort, k_factor, reach = _HEAD.unpack_from(content)
-            found = index.from_bytes(content[_HEAD.size :])
-            self._coded = _Coded(version, rows, found, SearchParameters(effort, k_factor, reach=reach))
+    @property
+    def has_drifted(self) -> bool:
+        """Whether codes ended because rows became too different from those they were trained on, or too many."""
+        return self._codes.started and not self._can_encode
 
     @property
     def scan_cost(self) -> float:
         """What a search scans, in rows compared exactly."""
-        coded = max(0, min(self._coded.rows, self.rows) - self.first)
-        return self.count - coded * (1 - index.PQ_SCAN_COST)
+        coded = max(0, self._codes.rows - self.first)
+        return self.count - coded * (1 - index.CODES_SCAN_COST)
 
     def search(
         self, queries: NDArray[np.float32], k: int, metric: Metric, start: int, stop: int, effort: float, exact: bool
     ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
         """FAISS distances and row numbers of rows [start, stop): of those that have codes, and of the others."""
-        coded = self._coded
-        if not exact and start == self.first and start < coded.rows <= stop:
-            distances, labels = index.search(
-                coded.index, self.vectors, queries, k, coded.parameters, self._alive, effort
-            )
-            labels[np.isnan(distances)] = -1  # killed meanwhile
-            yield distances, labels
-            start = coded.rows
+        coded = self._codes.rows
+        if not exact and start == self.first and start < coded:
+            yield self._search_codes(queries, k, effort)
+            start = coded
         if start < stop:
             distances, labels = exact_search(self.vectors[start:stop], queries, k, metric)
             if start:
                 labels[labels >= 0] += start
             yield distances, labels
+
+    def _search_codes(
+        self, queries: NDArray[np.float32], k: int, effort: float
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """May find rows newer than those that its caller knows to have codes."""
+        fence()
+        coded = self._coded
+        if coded is None:
+            coded = self._coded = self._codes.opened(self.first)
+        coded.refresh()
+        alive = self._alive if self.first or self._live.dead else index.ALL
+        distances, labels = index.search(coded.index, self.vectors, queries, k, coded.parameters, alive, effort)
+        labels[np.isnan(distances)] = -1  # killed meanwhile
+        return distances, labels
 
     def find(self, hash_: np.uint64, id_: bytes) -> int | None:
         """The live row that holds an id, whose hash is given; None when there is none."""
@@ -296,28 +308,12 @@ class Tail:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Coded:
-    """An index over the first `rows` rows, as of a version of the codes' document."""
-
-    version: int = 0
-    rows: int = 0
-    index: Any = None
-    parameters: SearchParameters = field(default_factory=SearchParameters)
-
-
-def _codes_bytes(dimension: int, capacity: int) -> int:
-    """Room for the codes' document: at most 4 bits a dimension and 8 bytes a row, and the codebooks."""
-    return capacity * (dimension // 2 + 16) + 256 * dimension + 65_536
-
-
 def _size(dimension: int, capacity: int) -> int:
     columns = [np.float32, np.int64, np.int64, np.uint64, np.uint64]
     size = (
         room(np.int64, 1) + LiveRows.size(capacity) + room(np.float32, capacity, dimension) + 2 * _Texts.size(capacity)
     )
-    size += Document.size(_codes_bytes(dimension, capacity))
-    return size + sum(room(kind, capacity) for kind in columns)
+    return size + Codes.size(dimension, capacity) + sum(room(kind, capacity) for kind in columns)
 
 
 def _lengths(strings: Sequence[bytes]) -> NDArray[np.int64]:

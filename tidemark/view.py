@@ -41,12 +41,17 @@ from tidemark.snapshot import (
 from tidemark.tail import Tail
 
 # Memory of a tail, taken as it fills: up to 128-d the rows of a checkpoint (131,072) and the batch that ends it, which
-# are written as they lie. Each tail is one FAISS call per search, and each call waits for the interpreter lock twice,
-# so few large tails are searched sooner than many small ones.
-TAIL_BYTES = 65 * 2**20
-# 4,096 rows of 128-d are scanned exactly in 40 to 90 us.
-ENCODED_NUMBERS = 4_096 * 128
-TAIL_ROWS_MIN, TAIL_ROWS_MAX = 1_024, 133_120
+# are written as they lie. Each part of a view costs a search 0.1 ms whatever is in it, so a view that is searched by
+# other processes has fewer and larger tails, in which rows stay until an index holds them.
+TAIL_BYTES, SHARED_TAIL_BYTES = 65 * 2**20, 325 * 2**20
+TAIL_ROWS_MIN, TAIL_ROWS_MAX = 1_024, 665_600
+# 2,048 rows of 128-d are scanned exactly in 20 to 40 us.
+ENCODED_NUMBERS = 2_048 * 128
+# Rows of a tail that an index holds by now, at which new rows go to another one: it is memory.
+PASSED_OVER_MAX = 131_072
+# When new rows are unlike those that a tail's codes were trained on they are scanned exactly up to this number, and
+# get another tail beyond it.
+DRIFTED_ROWS_MIN = 32_768
 DIGEST_MODULUS = 2**64
 
 
@@ -62,10 +67,12 @@ class View(SearchedView):
         self.digest = 0
         self.leader_epoch = -1
         self._donor: Donor | None = None
-        self._tail_rows = tail_rows or min(TAIL_ROWS_MAX, max(TAIL_ROWS_MIN, TAIL_BYTES // collection.row_bytes))
+        tail_bytes = SHARED_TAIL_BYTES if shared else TAIL_BYTES
+        self._tail_rows = tail_rows or min(TAIL_ROWS_MAX, max(TAIL_ROWS_MIN, tail_bytes // collection.row_bytes))
         self._recent: dict[bytes, int] = {}
         self._deletes: list[tuple[int, bytes]] = []
-        self._checkpoint = 0  # the tails and `_deletes` hold all that was applied from this position on
+        self._checkpoint = 0  # `_deletes` has all that was deleted from this position on
+        self._held_from = 0  # the tails hold all rows applied from this position on
         self._show(PartitionSearcher((), (self._new_tail(0),), 0, 0))
 
     @property
@@ -135,15 +142,18 @@ class View(SearchedView):
         return [(segment, rows) for segment, rows in found if len(rows)]
 
     def encode(self) -> None:
-        """Make codes of rows in memory when there are many: scans of them cost an eighth, for 3 us a row."""
+        """Make codes of rows in memory when there are many: scans of them cost a twentieth, for 3 us a row."""
         parameters = self.collection.index
         if parameters.kind == "flat":
             return
         rows_least = max(TAIL_ROWS_MIN, ENCODED_NUMBERS // self.collection.dimension)
         for tail in self.searcher.tails:
             if tail.uncoded >= rows_least:
-                codes = replace(parameters, kind="pq", ann_rows_min=0)
-                self._donor = tail.encode(self.collection.metric, codes, self._donor)
+                self._donor = tail.encode(self.collection.metric, parameters.recall_target, self._donor)
+                break
+        last = self.searcher.tails[-1]
+        if last.has_drifted and last.rows >= DRIFTED_ROWS_MIN:
+            self._change(tails=(*self.searcher.tails, self._new_tail(last.base + last.rows)))
 
     def advance(self, position: int) -> None:
         """Move over offsets that hold no records: transaction markers, compacted ends, bad records."""
@@ -187,7 +197,7 @@ class View(SearchedView):
         self._change(segments=segments, tails=(self._new_tail(end),))
         self._recent = {}
         self._deletes = []
-        self._checkpoint = self.position
+        self._checkpoint = self._held_from = self.position
 
     def install(
         self, built: Segment | None, inputs: Sequence[str], dead_when_read: dict[str, NDArray[np.bool_]]
@@ -222,11 +232,12 @@ class View(SearchedView):
         self._change(segments=tuple(segments), tails=(self._new_tail(end),), position=position)
         self._recent = {}
         self._deletes = []
-        self._checkpoint = position
+        self._checkpoint = self._held_from = position
 
     def follow(self, segments: Sequence[Segment], position: int, leader_epoch: int, digest: int) -> None:
         """Take over the segments of a manifest at `position`, keeping what we applied beyond it.
 
+        Segments without an index are passed over while our tails hold their rows anyway, which have codes there.
         Segments that we did not have yet are as of `position`: what was applied since is killed in them.
         A manifest older than the one we hold (the newest is damaged) is passed over: we know more.
         """
@@ -236,14 +247,33 @@ class View(SearchedView):
             self.open(segments, position, leader_epoch, digest)
             return
         held = set(self.searcher.segments)
-        tails = self._tails_from(position)
+        segments, start = self._without_held(segments, position)
         self._deletes = [(at, id_) for at, id_ in self._deletes if at > position]
-        self._kill_in_new([segment for segment in segments if segment not in held], tails)
-        self._checkpoint = position
+        self._kill_in_new([segment for segment in segments if segment not in held], self._tails_from(position))
+        tails = self._tails_from(start)
+        if tails[-1].first > max(PASSED_OVER_MAX, tails[-1].count):
+            tails = (*tails, self._new_tail(tails[-1].base + tails[-1].rows))
+        self._checkpoint, self._held_from = position, start
         self._change(segments=tuple(segments), tails=tails)
         if len(self._recent) > 2 * sum(tail.count for tail in tails) + TAIL_ROWS_MAX:
-            start = tails[0].start
-            self._recent = {id_: row for id_, row in self._recent.items() if row >= start}
+            first = tails[0].start
+            self._recent = {id_: row for id_, row in self._recent.items() if row >= first}
+
+    def _without_held(self, segments: Sequence[Segment], position: int) -> tuple[Sequence[Segment], int]:
+        """The segments to search beside our tails' rows from an offset on, and that offset.
+
+        The last segments are left out that have no index and whose rows are in our tails, as many rows as go into one.
+        """
+        kept, start = list(segments), position
+        while kept and not kept[-1].is_built and self._held_from <= kept[-1].first_offset < start:
+            first = kept[-1].first_offset
+            if sum(tail.count for tail in self._tails_from(first)) > self._tail_rows:
+                break
+            start = first
+            kept.pop()
+        if any(segment.last_offset >= start for segment in kept):  # not in the order of the log
+            return segments, position
+        return kept, start
 
     def _kill_in_new(self, segments: Sequence[Segment], tails: Sequence[Tail]) -> None:
         """Kill in segments as of a manifest what was replaced or deleted since, by the rows of our tails."""
