@@ -35,8 +35,8 @@ bench-quick: .venv/dev.stamp  ## the README's table, in about a minute
 bench: .venv/dev.stamp  ## the README's table at full size (1 million vectors)
 	@$(BIN)/python -m benchmarks.main_job
 
-bench-churn: .venv/dev.stamp  ## recall while rows come and go (some minutes)
-	@$(BIN)/python -m benchmarks.churn
+bench-churn: .venv/dev.stamp  ## recall while rows come and go, drawn in docs/churn.png (some minutes)
+	@$(BIN)/python -m benchmarks.churn --plot docs/churn.png
 
 bench-growth: .venv/dev.stamp  ## how search cost grows with rows and partitions, and a build against FAISS (some minutes)
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.growth

@@ -4,14 +4,15 @@ Runbooks in the shape of the NeurIPS'23 big-ann streaming track, over SIFT rows:
 clustered rounds and replacements. A step changes rows through the view, as records would, checkpoints, and lets the
 real builder work as the consumer does; no Kafka, no HTTP. When it has come to rest, recall@10 of default searches is
 measured against brute force over the rows that live by then, which are kept beside the view in a plain table.
-`fresh` is the recall of one index built at that step from the live rows: what a rebuild would give.
+`fresh` is the recall of one index built at that step from the live rows: what a rebuild would give. `--plot` draws
+all steps.
 """
 
 import argparse
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ K, QUERIES, BATCH = 10, 500, 5_000
 SEGMENT_ROWS_MAX = 4_000_000  # the default of consumer.segment_rows_max
 COLLECTION = Collection("sift", "sift", sift.DIMENSION, "l2", format="raw")
 TOPIC = TopicIdentity("benchmark", "benchmark")
+RECALL_MIN = 0.95
+Line = dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,11 +166,11 @@ class Run:
         return float((index.search(built, vectors, queries, K, parameters)[0] <= truth * (1 + 1e-6)).mean())
 
 
-def run(name: str, rows: int, steps: int, seed: int = 0) -> list[dict[str, float]]:
+def run(name: str, rows: int, steps: int, seed: int = 0) -> list[Line]:
     """Recall, search time and updates a second after each step."""
     data = sift.load(rows)
     queries = np.ascontiguousarray(data.queries[:QUERIES])
-    found: list[dict[str, float]] = []
+    found: list[Line] = []
     with tempfile.TemporaryDirectory(prefix="tidemark-churn-") as directory:
         checkpoints = Checkpoints(Path(directory), COLLECTION, "g000001", 0)
         assert checkpoints.claim(TOPIC, None, 0)
@@ -192,23 +195,56 @@ def run(name: str, rows: int, steps: int, seed: int = 0) -> list[dict[str, float
     return found
 
 
+def plot(lines: Mapping[str, Sequence[Line]], path: Path, title: str) -> None:
+    """A PNG, 1,000 px wide: recall of each runbook, with that of a fresh build, above the time of a search."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
+
+    figure, (above, below) = pyplot.subplots(2, 1, sharex=True, figsize=(10, 7), layout="constrained")
+    for number, (name, steps) in enumerate(lines.items()):
+        numbers, colour = [step["step"] for step in steps], f"C{number}"
+        above.plot(numbers, [step["recall"] for step in steps], color=colour, label=name)
+        above.plot(numbers, [step["fresh"] for step in steps], color=colour, linestyle="--", linewidth=1)
+        below.plot(numbers, [step["search_p50_ms"] for step in steps], color=colour)
+    above.axhline(RECALL_MIN, color="black", linewidth=1, label=f"to be reached: {RECALL_MIN}")
+    above.plot([], [], color="grey", linestyle="--", linewidth=1, label="an index built afresh")
+    above.set_ylabel("recall@10")
+    above.legend(loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=3, frameon=False)
+    below.set(xlabel="step", ylabel="search, p50 ms", ylim=(0, None))
+    below.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for panel in (above, below):
+        panel.grid(alpha=0.3)
+    figure.suptitle(title)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=400_000)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--plot", type=Path, metavar="PATH", help="also draw the steps, as a PNG")
     options = parser.parse_args()
     about = machine.describe(seed=0)
-    least, table = 1.0, []
+    made_on = f"{about['processor']}, {about['cores']} cores; SIFT {options.rows:,}, {options.steps} steps, seed 0"
+    lines: dict[str, list[Line]] = {}
+    table = []
     for name in RUNBOOKS:
-        lines = run(name, options.rows, options.steps)
-        recalls = [line["recall"] for line in lines]
-        least = min(least, *recalls)
-        rates = np.median([line["updates_per_s"] for line in lines])
-        table.append(f"| {name} | {min(recalls):.3f} | {recalls[-1]:.3f} | {lines[-1]['fresh']:.3f} | {rates:,.0f} |")
-    print(f"\n{about['processor']}, {about['cores']} cores; SIFT {options.rows:,}, {options.steps} steps, seed 0\n")
+        lines[name] = found = run(name, options.rows, options.steps)
+        recalls = [line["recall"] for line in found]
+        rates = np.median([line["updates_per_s"] for line in found])
+        table.append(f"| {name} | {min(recalls):.3f} | {recalls[-1]:.3f} | {found[-1]['fresh']:.3f} | {rates:,.0f} |")
+    print(f"\n{made_on}\n")
     print("| runbook | least recall@10 | at the end | of a fresh build | updates/s, median |\n|---|---|---|---|---|")
     print("\n".join(table))
+    least = min(line["recall"] for found in lines.values() for line in found)
     print(f"\nrecall_churn_min {least:.3f}")
+    if options.plot:
+        plot(lines, options.plot, f"Recall while rows come and go\n{made_on}")
 
 
 if __name__ == "__main__":

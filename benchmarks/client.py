@@ -1,12 +1,16 @@
 """A search client for measuring: one keep-alive connection, bodies encoded before the clock starts."""
 
 import json
+import re
 import socket
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+_POSITION = re.compile(rb'"positions":{"0":(\d+)')
 
 
 class SearchClient:
@@ -53,10 +57,14 @@ class SearchClient:
             raise ConnectionError("the service closed the connection")
         return piece
 
+    def requests(self, queries: NDArray[np.float32]) -> list[bytes]:
+        """What is sent for each query: the 10 nearest, ids and distances alone."""
+        bodies = [json.dumps({"vector": query.tolist(), "k": 10, "include": []}).encode() for query in queries]
+        return [self.request(body) for body in bodies]
+
     def measure(self, queries: NDArray[np.float32], seconds: float) -> tuple[NDArray[np.float64], list[list[str]]]:
         """Latencies in ms of searches over the queries again and again for a time, and the first round's ids."""
-        bodies = [json.dumps({"vector": query.tolist(), "k": 10, "include": []}).encode() for query in queries]
-        requests = [self.request(body) for body in bodies]
+        requests = self.requests(queries)
         latencies: list[float] = []
         found: list[list[str]] = []
         deadline = time.perf_counter() + seconds
@@ -68,6 +76,29 @@ class SearchClient:
             if len(found) < len(requests):
                 found.append([hit["id"] for hit in json.loads(answer)["hits"]])
         return np.array(latencies), found
+
+    def search_for(
+        self, requests: Sequence[bytes], seconds: float
+    ) -> tuple[NDArray[np.float64], list[tuple[float, int]]]:
+        """Latencies in ms of the requests again and again for a time, and which positions the answers were of.
+
+        Of partition 0: the time (`perf_counter`, one clock for all processes) at which an answer first had it.
+        """
+        latencies: list[float] = []
+        seen: list[tuple[float, int]] = []
+        newest = -1
+        before = time.perf_counter()
+        deadline = before + seconds
+        while before < deadline:
+            answer = self.post(requests[len(latencies) % len(requests)])
+            after = time.perf_counter()
+            latencies.append((after - before) * 1e3)
+            position = int(_POSITION.search(answer)[1])  # type: ignore[index]  # every answer says it
+            if position > newest:
+                newest = position
+                seen.append((after, position))
+            before = time.perf_counter()
+        return np.array(latencies), seen
 
     def close(self) -> None:
         self._socket.close()

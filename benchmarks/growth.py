@@ -2,8 +2,9 @@
 
 Measured is the layout a partition settles at when its rows arrive at a steady rate: every 5 s a checkpoint brings
 its share of CHECKPOINT_ROWS as a flat segment, `merge_policy.next_build` is followed until it wants nothing, and
-again as for a quiet partition once all have arrived. That leaves a few large segments. No tail (up to one
-checkpoint of newest rows more), no dead rows, no Kafka, no HTTP.
+again as for a quiet partition once all have arrived. That leaves a few large segments, and rows too few for an
+index, which are scanned exactly, as by a replica that has just started; one that follows has codes of them
+(decision 10). No tail (up to one checkpoint of newest rows more), no dead rows, no Kafka, no HTTP.
 
 `grown`: a segment uses the codebooks of the segment the consumer would take as donor, which was itself built
 so. `fresh`: each is trained on its own rows, as a new generation is. Only segments that are searched, and their
@@ -13,6 +14,7 @@ Searches are `searcher.search` in one thread of this process, one query at a tim
 p50 and p99 are of wall time, so they hold what else the machine does; `cpu` is the thread's own time per search.
 Exponents are slopes of a straight line through log(cost) over log(rows), least squares. A fixed cost per segment
 is part of the cost, so a small exponent at small sizes says little about large ones: the last step is shown too.
+How many segments a size settles at is no smooth function of it: read the exponents beside that column.
 """
 
 import argparse
@@ -237,6 +239,8 @@ def build_over_faiss(rows: int) -> dict[str, float]:
     FAISS's, `faiss_build_s`: train, add and `write_index` (no fsync) of an IndexIVFPQFastScan with the same lists,
     code size, iterations, seeds and training rows, on the same cores. The parts of ours that FAISS's has not are
     timed by themselves: `build_calibration_s`, and `build_files_s`, the same segment written without any index.
+    `build_effort` and `faiss_build_effort` are the lists that each index has to probe for the same recall: a build
+    that is fast because its lists are worse would show there.
     Measured in a child process whose FAISS threads wait asleep, as the consumer's builder is started.
     """
     command = [sys.executable, "-m", "benchmarks.growth", "--build", str(rows)]
@@ -266,12 +270,12 @@ def _build_round(source: Rows) -> dict[str, float]:
     flat = IndexParameters(kind="flat")
     with tempfile.TemporaryDirectory(prefix="tidemark-growth-") as name:
         directory = Path(name)
-        build_s, _ = _timed(lambda: write_segment(directory / "ours", source, metric, PARAMETERS, SEED))
+        build_s, entry = _timed(lambda: write_segment(directory / "ours", source, metric, PARAMETERS, SEED))
         ours: Any = faiss.read_index(str(directory / "ours" / layout.INDEX))
         raw_s, raw = _timed(functools.partial(_build_raw, ours, source.vectors, directory / "raw"))
         files_s, _ = _timed(lambda: write_segment(directory / "flat", source, metric, flat, SEED))
         # By itself, not as a difference of two builds: that would drown in what else the machine does.
-        calibration_s, _ = _timed(
+        calibration_s, found = _timed(
             lambda: index._calibrate(
                 index.Index(raw), source.vectors, PARAMETERS.recall_target, SEED, index.CALIBRATION_QUERIES
             )
@@ -281,6 +285,10 @@ def _build_round(source: Rows) -> dict[str, float]:
         "faiss_build_s": raw_s,
         "build_calibration_s": calibration_s,
         "build_files_s": files_s,
+        "build_effort": entry.effort,
+        "build_recall": entry.recall,
+        "faiss_build_effort": found.effort,
+        "faiss_build_recall": found.recall,
     }
 
 

@@ -2,8 +2,9 @@
 
 Broker, consumer, builder, api, load and search client share the machine's cores, so read the ratios: bare and
 ours, idle and under ingestion, are measured minutes apart on the same machine. While searches are measured under
-ingestion the broker and the load, which are on other machines in life, have a low priority. Prints the README's
-table and writes benchmarks/results/latest.json.
+ingestion the broker and the load, which are on other machines in life, have a low priority. `report.py` prints the
+README's table and writes benchmarks/results/latest.json; processes that load what is measured are `clients.py` and
+`load.py`.
 """
 
 import argparse
@@ -20,8 +21,10 @@ from typing import Any
 import numpy as np
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from benchmarks import churn, growth, machine, sift
+from benchmarks import churn, growth, machine, sift, visibility
 from benchmarks.client import SearchClient
+from benchmarks.clients import Clients
+from benchmarks.report import report
 from cli.local_kafka import LocalKafka
 from cli.ports import free_port
 from cli.sample import Encoder, documents
@@ -35,36 +38,8 @@ from tidemark.settings import Settings, load
 from tidemark.topic import Topics
 
 TOPIC = "sift"
-RESULTS = Path(__file__).parent / "results" / "latest.json"
-# name: (unit, what must be reached here)
-REACH: dict[str, tuple[str, str]] = {
-    "produce_p50_ms": ("ms", ""),
-    "produce_p99_ms": ("ms", "< 1"),
-    "bare_consume_per_s": ("/s", ""),
-    "searchable_per_s": ("/s", ""),
-    "searchable_over_consume": ("ratio", ">= 0.3"),
-    "built_per_s": ("/s", ""),
-    "recall_sift": ("recall@10", ">= 0.95"),
-    "recall_text": ("recall@10", ">= 0.95"),
-    "recall_churn_min": ("recall@10", ">= 0.95"),
-    "build_over_faiss": ("ratio", ""),
-    "faiss_p50_ms": ("ms", ""),
-    "faiss_qps": ("/s", ""),
-    "http_p50_ms": ("ms", ""),
-    "http_p99_ms": ("ms", ""),
-    "http_qps": ("/s", ""),
-    "http_over_faiss": ("ratio", ""),
-    "http_ingest_p50_ms": ("ms", ""),
-    "http_ingest_p99_ms": ("ms", ""),
-    "search_p99_ingest_over_idle": ("ratio", "<= 1.5"),
-    "ingested_per_s": ("/s", "20,000 asked"),
-    "visible_p50_ms": ("ms", ""),
-    "visible_p99_ms": ("ms", "< 1000"),
-    "ready_s": ("s", "<= 5"),
-    "empty_private_rss_mb": ("MB", ""),
-    "private_rss_mb": ("MB", "<= 150 beyond an empty replica"),
-    "rss_mb": ("MB", ""),
-}
+CLIENTS = 8
+VISIBLE_RATE = 5_000
 
 
 class Run:
@@ -92,10 +67,12 @@ class Run:
         )
         return load(path)
 
-    def start(self, module: str) -> "subprocess.Popen[bytes]":
+    def start(self, module: str, **settings: str) -> "subprocess.Popen[bytes]":
+        """A service as a child; `settings` are TIDEMARK_* variables, which go before the file."""
         log = self._stack.enter_context((self._directory / f"{module}.log").open("ab"))
         command = [sys.executable, "-m", module, "--config", str(self._directory / "tidemark.toml")]
-        process = subprocess.Popen([*command, "--dies-with-parent"], stdout=log, stderr=log)
+        environment = {**os.environ, **settings}
+        process = subprocess.Popen([*command, "--dies-with-parent"], stdout=log, stderr=log, env=environment)
         self._stack.callback(_stop, process)
         return process
 
@@ -107,10 +84,7 @@ class Run:
     def start_empty(self) -> None:
         """A replica that has nothing to serve: what memory is counted from."""
         api = self.start("api")
-        client = self._wait_for_api()
-        while not client.get("/readyz").get("ready"):
-            time.sleep(0.05)
-        client.close()
+        self._wait_until_ready(self._port).close()
         self.figures["empty_private_rss_mb"] = machine.private_rss_mb(api.pid)
         _stop(api)
 
@@ -151,7 +125,7 @@ class Run:
         """From the last answer without any row to all rows searchable, then to all rows in built segments."""
         self.start("consumer")
         self._api = self.start("api")
-        client = self._wait_for_api()
+        client = self._wait_for_api(self._port)
         started, searchable = time.perf_counter(), 0.0
         while True:
             asked = time.perf_counter()
@@ -171,14 +145,20 @@ class Run:
         figures = self.figures
         figures["searchable_over_consume"] = figures["searchable_per_s"] / figures["bare_consume_per_s"]
 
-    def _wait_for_api(self) -> SearchClient:
+    def _wait_for_api(self, port: int) -> SearchClient:
         while True:
             try:
-                client = self.client()
+                client = SearchClient(port, "sift")
                 client.get("/healthz")
                 return client
             except OSError:
                 time.sleep(0.01)
+
+    def _wait_until_ready(self, port: int) -> SearchClient:
+        client = self._wait_for_api(port)
+        while not client.get("/readyz").get("ready"):
+            time.sleep(0.01)
+        return client
 
     def settle(self) -> None:
         """Wait until nothing is being built or merged."""
@@ -223,6 +203,28 @@ class Run:
         self.figures["faiss_qps"] = 1e3 / float(np.mean(latencies))
         self.figures["http_over_faiss"] = self.figures["http_qps"] / self.figures["faiss_qps"]
 
+    def saturate(self) -> None:
+        """8 clients search at once, over what FAISS calls alone would do on all cores.
+
+        The clients run on the cores they measure; `clients_cpu_share` says how much of them they take. Searched is
+        a replica of its own with one HTTP worker per core (`api.workers = 0`; the default is one) and else the
+        defaults, beside the one that all other figures are of, which is idle meanwhile.
+        """
+        port = free_port()
+        api = self.start("api", TIDEMARK_API__WORKERS="0", TIDEMARK_API__PORT=str(port))
+        self._wait_until_ready(port).close()
+        time.sleep(2.0)  # one worker is ready, the others may not listen yet
+        with Clients(CLIENTS, port, "sift", self.rows) as clients:
+            clients.start(2.0)  # mapped pages are read for the first time
+            clients.wait()
+            clients.start(self.seconds)
+            found = clients.wait()
+        _stop(api)
+        cores, figures = os.cpu_count() or 1, self.figures
+        figures["http_qps_8_clients"] = sum(each.searches / each.seconds for each in found)
+        figures["http_8_over_cores"] = figures["http_qps_8_clients"] / (cores * figures["faiss_qps"])
+        figures["clients_cpu_share"] = sum(each.cpu_s / each.seconds for each in found) / cores
+
     def search_under_ingest(self) -> None:
         assert self._kafka.pid is not None
         machine.give_way(self._kafka.pid)
@@ -243,45 +245,24 @@ class Run:
         return subprocess.Popen(command, stdout=subprocess.PIPE)
 
     def visibility(self) -> None:
-        """1,000 records a second; each is visible when the api's applied position has passed it."""
-        client = self.client()
+        """5,000 records a second while one client searches; each is visible when an answer's position has passed it."""
         producer = Producer(producer_settings(self._settings.kafka))
         producer.produce(TOPIC, self.data.base[0].tobytes(), "v0")
         producer.flush()  # connected: what is measured is not the first second of a producer
-        sent: dict[int, float] = {}
-        waits: list[float] = []
-
-        def delivered(before: float) -> Any:
-            return lambda _, message: sent.__setitem__(message.offset(), before)
-
-        started, count = time.perf_counter(), 0
-        while (now := time.perf_counter()) - started < self.seconds:
-            while count < (now - started) * 1_000:
-                row = count % self.rows
-                value = self.data.base[row].tobytes()
-                producer.produce(TOPIC, value, f"v{row}", on_delivery=delivered(time.perf_counter()))
-                count += 1
-            producer.poll(0)
-            applied = client.get("/collections/sift/lag")["partitions"][0]["applied_position"]
-            now = time.perf_counter()
-            for offset in [offset for offset in sent if offset < applied]:
-                waits.append((now - sent.pop(offset)) * 1e3)
-        producer.flush()
-        client.close()
-        self.figures["visible_p50_ms"], self.figures["visible_p99_ms"] = _percentiles(np.array(waits))
+        with Clients(1, self._port, "sift", self.rows) as searching:
+            searching.start(self.seconds + 6.0)
+            time.sleep(1.0)
+            sent, took_s = visibility.send(producer, TOPIC, self.data.base, VISIBLE_RATE, self.seconds)
+            found = searching.wait()[0]
+        waits = visibility.waits_ms(sent, found.seen)
+        self.figures["visible_p50_ms"], self.figures["visible_p99_ms"] = _percentiles(waits)
+        self.figures["visible_at_per_s"] = len(sent) / took_s
 
     def restart(self) -> None:
         _stop(self._api)
         started = time.perf_counter()
         again = self.start("api")
-        while True:
-            try:
-                client = self.client()
-                if client.get("/readyz").get("ready"):
-                    break
-            except OSError:
-                pass
-            time.sleep(0.01)
+        client = self._wait_until_ready(self._port)
         self.figures["ready_s"] = time.perf_counter() - started
         client.measure(self.data.queries[:500], 1.0)
         client.close()
@@ -322,24 +303,6 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
         process.wait(30)
 
 
-def report(run: Run, rows: int) -> None:
-    about = machine.describe(seed=0)
-    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
-    print(f"\n{about['processor']}, {about['cores']} cores, {about['memory_gib']} GiB; {about['faiss_simd']}")
-    print(f"Python {about['python']}, {versions}; seed 0; SIFT {rows:,} x {sift.DIMENSION}, one partition\n")
-    print("| figure | value | reach |\n|---|---|---|")
-    for name, (unit, reach) in REACH.items():
-        if name in run.figures:
-            print(f"| {name} | {_shown(run.figures[name])} {unit} | {reach} |")
-    figures = {n: {"value": v, "unit": REACH[n][0], "reach": REACH[n][1]} for n, v in run.figures.items()}
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({"machine": about, "rows": rows, "figures": figures}, indent=1) + "\n")
-
-
-def _shown(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1_000 else f"{value:.3g}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="100,000 rows and short measurements")
@@ -352,14 +315,14 @@ def main() -> None:
         _timed(run.start_empty)
         for part in (run.produce_backlog, run.consume_bare, run.index_backlog, run.settle, run.search_idle):
             _timed(part)
-        for part in (run.search_raw, run.visibility, run.search_under_ingest):
+        for part in (run.search_raw, run.saturate, run.visibility, run.settle, run.search_under_ingest):
             _timed(part)
         _timed(run.restart)
         run.figures["recall_text"] = recall_of_text()
     if not arguments.quick:
         run.figures["recall_churn_min"] = recall_of_churn()
     run.figures["build_over_faiss"] = growth.build_over_faiss(min(rows, 200_000))["build_over_faiss"]
-    report(run, rows)
+    report(run.figures, rows)
 
 
 def _timed(part: Any) -> None:

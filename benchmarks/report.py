@@ -1,0 +1,78 @@
+"""The main job's table: the unit of each figure, what it must reach here, and whether it does.
+
+Printed as the README shows it, and written to benchmarks/results/latest.json.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from benchmarks import machine, sift
+
+RESULTS = Path(__file__).parent / "results" / "latest.json"
+# name: (unit, what must be reached here)
+REACH: dict[str, tuple[str, str]] = {
+    "produce_p50_ms": ("ms", ""),
+    "produce_p99_ms": ("ms", "< 1"),
+    "bare_consume_per_s": ("/s", ""),
+    "searchable_per_s": ("/s", ""),
+    "searchable_over_consume": ("ratio", ">= 0.5"),
+    "built_per_s": ("/s", ">= 25,000"),
+    "recall_sift": ("recall@10", ">= 0.95"),
+    "recall_text": ("recall@10", ">= 0.95"),
+    "recall_churn_min": ("recall@10", ">= 0.95"),
+    "build_over_faiss": ("ratio", ">= 0.95"),
+    "faiss_p50_ms": ("ms", ""),
+    "faiss_qps": ("/s", ""),
+    "http_p50_ms": ("ms", ""),
+    "http_p99_ms": ("ms", ""),
+    "http_qps": ("/s", ""),
+    "http_over_faiss": ("ratio", ">= 0.4"),
+    "http_qps_8_clients": ("/s", ""),
+    "http_8_over_cores": ("ratio", ">= 0.7"),
+    "clients_cpu_share": ("of all cores", ""),
+    "http_ingest_p50_ms": ("ms", ""),
+    "http_ingest_p99_ms": ("ms", ""),
+    "search_p99_ingest_over_idle": ("ratio", "<= 1.1"),
+    "ingested_per_s": ("/s", "20,000 asked"),
+    "visible_p50_ms": ("ms", ""),
+    "visible_p99_ms": ("ms", "<= 50"),
+    "visible_at_per_s": ("/s", "5,000 asked"),
+    "ready_s": ("s", "<= 1.5"),
+    "empty_private_rss_mb": ("MB", ""),
+    "private_rss_mb": ("MB", "<= 150 beyond an empty replica"),
+    "rss_mb": ("MB", ""),
+}
+_LIMIT = re.compile(r"(<=|>=|<) ([\d.,]+)")
+
+
+def report(figures: Mapping[str, float], rows: int) -> None:
+    about = machine.describe(seed=0)
+    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
+    print(f"\n{about['processor']}, {about['cores']} cores, {about['memory_gib']} GiB; {about['faiss_simd']}")
+    print(f"Python {about['python']}, {versions}; seed 0; SIFT {rows:,} x {sift.DIMENSION}, one partition\n")
+    print("| figure | value | reach | reached |\n|---|---|---|---|")
+    for name, (unit, reach) in REACH.items():
+        if name in figures:
+            print(f"| {name} | {_shown(figures[name])} {unit} | {reach} | {reached(figures[name], reach)} |")
+    kept = {name: {"value": v, "unit": REACH[name][0], "reach": REACH[name][1]} for name, v in figures.items()}
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps({"machine": about, "rows": rows, "figures": kept}, indent=1) + "\n")
+
+
+def reached(value: float, reach: str) -> str:
+    """`yes`, or by how much of the limit it is missed; empty where the reach names no limit."""
+    found = _LIMIT.match(reach)
+    if found is None:
+        return ""
+    limit = float(found[2].replace(",", ""))
+    missing = limit - value if found[1] == ">=" else value - limit
+    if missing < 0 or (missing == 0 and found[1] != "<"):
+        return "yes"
+    share = 100 * missing / limit
+    return f"no, misses by {share:.0f} %" if share >= 1 else f"no, misses by {share:.1f} %"
+
+
+def _shown(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1_000 else f"{value:.3g}"
