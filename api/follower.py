@@ -3,16 +3,17 @@
     open the newest checkpoint -> check it against the log -> read on from its position -> follow newer manifests
 
 Invariants: only this thread changes its views, and it never waits for a disk or a broker: manifests are opened
-and verified on a side thread, brokers are asked by `topic_watch.py`; searches read the views without locks. It
-writes nothing: no checkpoint, no offset. A partition that cannot follow says why and is tried again; the others
-go on. Anything unexpected ends the follower as `failed`, and `serving.py` puts a new one beside it.
+and verified on a side thread, codes of rows in memory are made on another, brokers are asked by `topic_watch.py`;
+searches read the views without locks. It writes nothing: no checkpoint, no offset. A partition that cannot follow
+says why and is tried again; the others go on. Anything unexpected ends the follower as `failed`, and `serving.py`
+puts a new one beside it.
 """
 
 import logging
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,8 @@ class Follower:
         self._by_name: dict[Partition, Followed] = {}
         self._closing = threading.Event()
         self._opener = ThreadPoolExecutor(1, thread_name_prefix="open-segments")
+        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="codes")
+        self._encoding: Future[None] | None = None
         self._due: dict[str, float] = {}
         self._warned: dict[str, float] = {}
         self._thread = threading.Thread(target=self._run, name=f"follow-{collection.name}-{generation}", daemon=True)
@@ -90,7 +93,8 @@ class Follower:
 
     def close(self) -> None:
         self._closing.set()
-        self._opener.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._opener, self._encoder):
+            pool.shutdown(wait=False, cancel_futures=True)
         if self._thread.is_alive():
             self._thread.join(timeout=10.0)
 
@@ -122,8 +126,7 @@ class Follower:
             self._take(fetched, log)
             self._publish_if_changed()
             if self.caught_up_once:
-                for followed in self.partitions:
-                    followed.view.encode()
+                self._give_codes()
             if fetched.records < most // 2:
                 self._closing.wait(GATHER_S)
         self._take_opened(log)
@@ -190,6 +193,16 @@ class Follower:
         view.apply(batch)
         followed.publish()
         followed.freshness.observe(messages[0].timestamp()[1], batch.newest_timestamp, fetched_at, self.caught_up_once)
+
+    def _give_codes(self) -> None:
+        """Have the rows in memory coded, some at a time, on a side thread: training takes 0.2 s."""
+        if self._encoding is not None and not self._encoding.done():
+            return
+        if self._encoding is not None:
+            self._encoding.result()
+        followed = max(self.partitions, key=lambda followed: followed.view.uncoded, default=None)
+        work = followed and followed.view.codes_wanted()
+        self._encoding = self._encoder.submit(work) if work else None
 
     def _warn(self, warning: str) -> None:
         """The client repeats itself while a broker is away: say each thing once a minute."""

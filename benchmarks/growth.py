@@ -6,9 +6,8 @@ again as for a quiet partition once all have arrived. That leaves a few large se
 index, which are scanned exactly, as by a replica that has just started; one that follows has codes of them
 (decision 10). No tail (up to one checkpoint of newest rows more), no dead rows, no Kafka, no HTTP.
 
-`grown`: a segment uses the codebooks of the segment the consumer would take as donor, which was itself built
-so. `fresh`: each is trained on its own rows, as a new generation is. Only segments that are searched, and their
-donors, are built; a partition's rows are every n-th of the base, so that a smaller size is a prefix of a larger.
+Only segments that are searched are built; a partition's rows are every n-th of the base, so that a smaller size
+is a prefix of a larger.
 
 Searches are `searcher.search` in one thread of this process, one query at a time, default index parameters.
 p50 and p99 are of wall time, so they hold what else the machine does; `cpu` is the thread's own time per search.
@@ -36,7 +35,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from benchmarks import machine, sift
-from consumer.partition import DONOR_RATIO
 from tidemark import index, ivf, layout, merge_policy, searcher
 from tidemark.collection import Collection, IndexParameters
 from tidemark.exact import use_one_thread_per_search
@@ -60,35 +58,34 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A segment to be: its partition's rows from `first` up to `stop`, and whose codebooks it uses."""
+    """A segment to be: its partition's rows from `first` up to `stop`."""
 
     first: int
     stop: int
     built: bool = False
-    donor: "Planned | None" = None
 
     @property
     def rows(self) -> int:
         return self.stop - self.first
 
 
-def settled(rows: int, checkpoint_rows: int, grown: bool) -> list[Planned]:
+def settled(rows: int, checkpoint_rows: int) -> list[Planned]:
     """The segments of one partition after so many rows have arrived, a checkpoint at a time."""
     segments: list[Planned] = []
     for first in range(0, rows, checkpoint_rows):
         segments.append(Planned(first, min(rows, first + checkpoint_rows)))
-        _build_what_is_wanted(segments, grown, quiet=False)
-    _build_what_is_wanted(segments, grown, quiet=True)
+        _build_what_is_wanted(segments, quiet=False)
+    _build_what_is_wanted(segments, quiet=True)
     return segments
 
 
-def _build_what_is_wanted(segments: list[Planned], grown: bool, quiet: bool) -> None:
+def _build_what_is_wanted(segments: list[Planned], quiet: bool) -> None:
     while taken := _wanted(segments, quiet):
         at = segments.index(taken[0])
         made = Planned(taken[0].first, taken[-1].stop)
         assert made.rows == sum(segment.rows for segment in taken), "the policy merges neighbours here"
         if index.kind_for(made.rows, PARAMETERS) != "flat":
-            made = Planned(made.first, made.stop, True, _donor(segments, made.rows) if grown else None)
+            made = Planned(made.first, made.stop, True)
         segments[at : at + len(taken)] = [made]
 
 
@@ -98,18 +95,11 @@ def _wanted(segments: Sequence[Planned], quiet: bool) -> list[Planned]:
     return [segments[int(name)] for name in names]
 
 
-def _donor(segments: Sequence[Planned], rows: int) -> Planned | None:
-    """What `consumer.partition.OwnedPartition.donor_for` answers."""
-    built = [segment for segment in segments if segment.built]
-    similar = [s for s in built if rows <= DONOR_RATIO * s.rows and s.rows <= DONOR_RATIO * rows]
-    return max(similar, key=lambda segment: segment.rows, default=None)
-
-
 class Partitions:
     """The partitions of one table row after the other; a segment built for one size serves the next as well."""
 
-    def __init__(self, data: sift.Sift, partitions: int, grown: bool, directory: Path) -> None:
-        self._data, self._count, self._grown = data, partitions, grown
+    def __init__(self, data: sift.Sift, partitions: int, directory: Path) -> None:
+        self._data, self._count = data, partitions
         self._directory = directory
         self._written: dict[tuple[int, Planned], Segment] = {}
 
@@ -119,7 +109,7 @@ class Partitions:
         views = []
         for partition in range(self._count):
             mine = len(range(partition, rows, self._count))
-            planned = settled(mine, CHECKPOINT_ROWS // self._count, self._grown)
+            planned = settled(mine, CHECKPOINT_ROWS // self._count)
             view = View(COLLECTION, partition)
             view.open([self._segment(partition, each) for each in planned], mine, -1, 0)
             views.append(view)
@@ -128,18 +118,13 @@ class Partitions:
     def _segment(self, partition: int, planned: Planned) -> Segment:
         key = partition, planned
         if key not in self._written:
-            donor = None if planned.donor is None else _lent(self._segment(partition, planned.donor))
             numbers = range(partition, len(self._data.base), self._count)[planned.first : planned.stop]
             parameters = PARAMETERS if planned.built else IndexParameters(kind="flat")
             directory = self._directory / f"{len(self._written)}"
             rows = rows_of(self._data, numbers)
-            entry = write_segment(directory, rows, COLLECTION.metric, parameters, planned.rows, donor)
+            entry = write_segment(directory, rows, COLLECTION.metric, parameters, planned.rows)
             self._written[key] = Segment(directory, entry, COLLECTION.dimension, COLLECTION.metric)
         return self._written[key]
-
-
-def _lent(donor: Segment) -> index.Donor:
-    return index.Donor.read(donor.directory / layout.INDEX, donor.parameters, PARAMETERS.recall_target)
 
 
 def rows_of(data: sift.Sift, numbers: range) -> Rows:
@@ -162,7 +147,6 @@ def rows_of(data: sift.Sift, numbers: range) -> Rows:
 class Line:
     """One line of the table; times in ms."""
 
-    layout: str
     partitions: int
     rows: int
     segments: int
@@ -195,10 +179,10 @@ def measure(views: Sequence[View], truth: NDArray[np.int64], queries: NDArray[np
     return {"p50": float(p50), "p99": float(p99), "cpu": min(busy), "recall": hits / truth.size}
 
 
-def lines(sizes: Sequence[int], partitions: int, grown: bool) -> Iterator[Line]:
+def lines(sizes: Sequence[int], partitions: int) -> Iterator[Line]:
     data = sift.load(sizes[-1])
     with tempfile.TemporaryDirectory(prefix="tidemark-growth-") as directory:
-        made = Partitions(data, partitions, grown, Path(directory))
+        made = Partitions(data, partitions, Path(directory))
         for rows in sizes:
             started = time.perf_counter()
             views = made.views(rows)
@@ -207,7 +191,6 @@ def lines(sizes: Sequence[int], partitions: int, grown: bool) -> Iterator[Line]:
             largest = max(segments, key=lambda segment: segment.rows)
             figures = measure(views, sift.load(rows).ground_truth(), data.queries)
             yield Line(
-                layout="grown" if grown else "fresh",
                 partitions=partitions,
                 rows=rows,
                 segments=len(segments),
@@ -323,19 +306,17 @@ def report(found: Sequence[Line], build: dict[str, float], build_rows: int, load
     print(f"\n{about['processor']}, {about['cores']} cores, {about['memory_gib']} GiB; {about['faiss_simd']}")
     print(f"Python {about['python']}, {versions}; seed {SEED}; SIFT x {sift.DIMENSION}, k = 10, one thread")
     print(f"load of the machine when it was started, in processes: {load:.1f} (0 is a machine of our own)\n")
-    print("| layout | partitions | rows | segments | unbuilt rows | lists | p50 ms | p99 ms | cpu ms | recall@10 |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("| partitions | rows | segments | unbuilt rows | lists | p50 ms | p99 ms | cpu ms | recall@10 |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for line in found:
         print(
-            f"| {line.layout} | {line.partitions} | {line.rows:,} | {line.segments} | {line.unbuilt_rows:,} "
+            f"| {line.partitions} | {line.rows:,} | {line.segments} | {line.unbuilt_rows:,} "
             f"| {line.nlist_of_largest:,} | {line.p50:.3f} | {line.p99:.3f} | {line.cpu:.3f} | {line.recall:.3f} |"
         )
     exponents = list(_exponents(found))
-    print("\n| layout | partitions | exponent of p50 | of cpu | of cpu, last step |\n|---|---|---|---|---|")
+    print("\n| partitions | exponent of p50 | of cpu | of cpu, last step |\n|---|---|---|---|")
     for each in exponents:
-        print(
-            f"| {each['layout']} | {each['partitions']} | {each['p50']:.2f} | {each['cpu']:.2f} | {each['last']:.2f} |"
-        )
+        print(f"| {each['partitions']} | {each['p50']:.2f} | {each['cpu']:.2f} | {each['last']:.2f} |")
     print(f"\nOne segment of {build_rows:,} rows, all cores\n\n| figure | value |\n|---|---|")
     for name, value in build.items():
         print(f"| {name} | {value:,.0f} |" if value >= 1_000 else f"| {name} | {value:.3g} |")
@@ -352,14 +333,13 @@ def report(found: Sequence[Line], build: dict[str, float], build_rows: int, load
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def _exponents(found: Sequence[Line]) -> Iterator[dict[str, float | str]]:
-    for kind, partitions in dict.fromkeys((line.layout, line.partitions) for line in found):
-        some = [line for line in found if (line.layout, line.partitions) == (kind, partitions)]
+def _exponents(found: Sequence[Line]) -> Iterator[dict[str, float]]:
+    for partitions in dict.fromkeys(line.partitions for line in found):
+        some = [line for line in found if line.partitions == partitions]
         if len(some) < 2:
             continue
         rows, cpu = [line.rows for line in some], [line.cpu for line in some]
         yield {
-            "layout": kind,
             "partitions": partitions,
             "p50": exponent(rows, [line.p50 for line in some]),
             "cpu": exponent(rows, cpu),
@@ -380,11 +360,10 @@ def main() -> None:
     sizes = [rows for rows in ROWS if rows <= rows_max]
     if not sizes:
         parser.error(f"--rows-max is {rows_max:,}: the least size is {ROWS[0]:,}")
-    passes = [(partitions, True) for partitions in (PARTITIONS[:2] if options.quick else PARTITIONS)] + [(1, False)]
     load = os.getloadavg()[0]
     found: list[Line] = []
-    for partitions, grown in passes:
-        for line in lines(sizes, partitions, grown):
+    for partitions in PARTITIONS[:2] if options.quick else PARTITIONS:
+        for line in lines(sizes, partitions):
             sys.stderr.write(f"{line}\n")
             found.append(line)
     build_rows = 100_000 if options.quick else BUILD_ROWS

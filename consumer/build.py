@@ -17,13 +17,12 @@ import faiss
 import msgspec
 import numpy as np
 
-from tidemark import layout, service
+from tidemark import service
 from tidemark.collection import IndexParameters
 from tidemark.crash_point import reach
-from tidemark.index import Donor, SearchParameters
 from tidemark.manifest import SegmentEntry
 from tidemark.rows import concatenate
-from tidemark.segment import Segment, verify_file, write_segment
+from tidemark.segment import Segment, write_segment
 
 
 class Input(msgspec.Struct, frozen=True):
@@ -41,7 +40,6 @@ class Job(msgspec.Struct, frozen=True):
     metric: Literal["cosine", "l2", "ip"]
     index: IndexParameters
     threads: int
-    donor: SegmentEntry | None = None
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -70,19 +68,9 @@ def run(job: Job) -> Result:
     reach("build-read")
     if not len(rows):
         return Result(job.output, None)
-    donor = _donor(directory, job.donor, job.index)
-    entry = write_segment(directory / job.output, rows, job.metric, job.index, len(rows), donor)
+    entry = write_segment(directory / job.output, rows, job.metric, job.index, len(rows))
     reach("build-written")
     return Result(job.output, entry)
-
-
-def _donor(directory: Path, entry: SegmentEntry | None, parameters: IndexParameters) -> Donor | None:
-    if entry is None:
-        return None
-    path = directory / entry.name / layout.INDEX
-    verify_file(path, entry.files[layout.INDEX])
-    search = SearchParameters(entry.effort, entry.k_factor, entry.recall, entry.reach)
-    return Donor.read(path, search, parameters.recall_target)
 
 
 def _run_apart(job: Job) -> int:

@@ -66,9 +66,8 @@ class Builder:
         collection: Collection,
         index: IndexParameters,
         inputs: list[Segment],
-        donor: Segment | None,
     ) -> None:
-        """Give the child a job over these segments of one partition; `donor` lends its trained codebooks."""
+        """Give the child a job over these segments of one partition."""
         dead = {segment.name: segment.dead_mask() for segment in inputs}
         output = checkpoints.new_segment_directory()
         job = Job(
@@ -79,7 +78,6 @@ class Builder:
             metric=collection.metric,
             index=index,
             threads=self._threads,
-            donor=None if donor is None else _without_dead_file(donor.entry),
         )
         rows = sum(segment.live_count for segment in inputs)
         names = [segment.name for segment in inputs]

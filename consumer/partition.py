@@ -27,8 +27,6 @@ from tidemark.view import View
 logger = logging.getLogger(__name__)
 
 CLAIM_ATTEMPTS = 5
-# The number of lists goes with the root of the rows: within this ratio a donor's is at most twice or half the best.
-DONOR_RATIO = 4
 BACKLOG_OFFSETS = 50_000
 # Nothing has arrived for so long: time to tidy up.
 QUIET_S = 1.0
@@ -96,15 +94,6 @@ class OwnedPartition:
         """Whether there is a backlog: it is sooner done when who reads it, here and in the replicas, has the cores."""
         return self.end - self.view.position > BACKLOG_OFFSETS
 
-    def donor_for(self, rows: int) -> Segment | None:
-        """The largest ivfpq segment of similar size, whose codebooks a new segment may use again."""
-        similar = [
-            segment
-            for segment in self.view.searcher.segments
-            if segment.kind == "ivfpq" and rows <= DONOR_RATIO * segment.rows and segment.rows <= DONOR_RATIO * rows
-        ]
-        return max(similar, key=lambda segment: segment.rows, default=None)
-
     def install(self, build: Build, entry: SegmentEntry | None) -> None:
         """Put a finished build in the place of its inputs; a checkpoint names it soon after."""
         built = None
@@ -165,8 +154,7 @@ def advance_builds(builder: Builder, partitions: Iterable[OwnedPartition], rows_
     if builder.idle:
         for owned in sorted(partitions, key=lambda owned: -owned.view.unbuilt_rows):
             if inputs := owned.wanted_build(rows_max, owned.quiet):
-                donor = owned.donor_for(sum(segment.live_count for segment in inputs))
-                builder.start(owned.checkpoints, owned.collection, owned.index, inputs, donor)
+                builder.start(owned.checkpoints, owned.collection, owned.index, inputs)
                 return
 
 

@@ -130,19 +130,6 @@ def test_an_index_file_of_another_type_or_shape_is_refused(tmp_path: Path, kind:
             index.open_mapped(path, *wrong)
 
 
-def test_borrowed_codebooks_serve_rows_like_the_donors_and_are_given_up_for_others(tmp_path: Path) -> None:
-    alike, others = embeddings(9_000, 32), embeddings(3_000, 32, seed=5, rank=24, clusters=1) * np.float32(30)
-    asked = parameters("ivfpq")
-    trained, found = index.build(alike[:6_000], "l2", asked, seed=1)
-    index.write(trained, tmp_path / "index.faiss")
-    donor = index.Donor.read(tmp_path / "index.faiss", found, TARGET)
-    alike_built = index.build(alike[6_000:], "l2", asked, seed=2, donor=donor)
-    built = index.build(others, "l2", asked, seed=2, donor=donor)
-    assert np.array_equal(alike_built[0].faiss.quantizer.reconstruct(0), trained.faiss.quantizer.reconstruct(0))
-    assert not np.array_equal(built[0].faiss.quantizer.reconstruct(0), trained.faiss.quantizer.reconstruct(0))
-    assert recall(built, others, others[::30], 10, "l2") >= TARGET - 0.03
-
-
 @pytest.mark.parametrize("metric", ["l2", "ip"])
 def test_a_query_unlike_all_rows_probes_more_lists_and_is_answered_better_for_it(metric: Metric) -> None:
     rows = embeddings(20_000, 32)

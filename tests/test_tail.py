@@ -29,10 +29,15 @@ def put(view: View, first: int, vectors: NDArray[np.float32]) -> None:
     view.apply(decode(messages, COLLECTION)[0])
 
 
+def encode(view: View) -> None:
+    if work := view.codes_wanted():
+        work()
+
+
 def coded(vectors: NDArray[np.float32] = VECTORS) -> View:
     view = View(COLLECTION, 0, tail_rows=65_536)
     put(view, 0, vectors)
-    view.encode()
+    encode(view)
     return view
 
 
@@ -63,7 +68,7 @@ def test_more_codes_are_made_of_new_rows_with_the_codebooks_at_hand() -> None:
     view = coded(VECTORS[:2_000])
     put(view, 2_000, VECTORS[2_000:])
     assert view.scan_cost > 4_000
-    view.encode()
+    encode(view)
     assert view.scan_cost == pytest.approx(index.CODES_SCAN_COST * ROWS)
     assert recall(view) >= 0.95
 
@@ -73,7 +78,7 @@ def test_a_row_that_died_before_or_after_its_code_was_made_is_not_answered() -> 
     gone = [b"id-%d" % row for row in range(0, 3_000, 3)]
     view.apply(decode([delete(3_000 + n, id_) for n, id_ in enumerate(gone)], COLLECTION)[0])
     put(view, 4_000, VECTORS[3_000:])
-    view.encode()
+    encode(view)
     assert not {id_ for hits in ids(view, exact=False) for id_ in hits} & set(gone)
     assert recall(view) >= 0.95
 
@@ -92,7 +97,7 @@ def test_another_process_searches_by_the_codes_where_they_were_made() -> None:
     mirror = ViewMirror(COLLECTION, view.place)
     put(view, 0, VECTORS)
     assert mirror.scan_cost == ROWS
-    view.encode()
+    encode(view)
     assert mirror.scan_cost == pytest.approx(index.CODES_SCAN_COST * ROWS)
     assert recall(mirror) >= 0.95
     view.follow([], 4_000, -1, 0)
@@ -106,7 +111,7 @@ def test_rows_too_many_for_codes_to_tell_apart_are_searched_exactly() -> None:
     view = View(collection, 0, tail_rows=65_536)
     view.apply(decode([upsert(n, b"%d" % n, vector) for n, vector in enumerate(vectors)], collection)[0])
     for _ in range(10):
-        view.encode()
+        encode(view)
     assert view.scan_cost > len(vectors) / 4
     assert searcher.search([view], vectors[7:8], 1).hits[0][0].id == b"7"
 
@@ -115,7 +120,7 @@ def test_a_collection_without_an_index_makes_no_codes() -> None:
     collection = Collection(name="c", topic="t", dimension=DIMENSION, metric="l2", index=IndexParameters(kind="flat"))
     view = View(collection, 0, tail_rows=8_192)
     view.apply(decode([upsert(n, b"%d" % n, vector) for n, vector in enumerate(VECTORS)], collection)[0])
-    view.encode()
+    encode(view)
     assert view.scan_cost == ROWS
 
 
@@ -124,7 +129,7 @@ def test_a_tail_whose_codes_are_full_holds_them_all() -> None:
     view = View(COLLECTION, 0, tail_rows=tail_rows)
     put(view, 0, VECTORS[: 2 * tail_rows])
     for _ in range(2):
-        view.encode()
+        encode(view)
     assert all(
         isinstance(tail, Tail) and tail.scan_cost == pytest.approx(index.CODES_SCAN_COST * tail_rows)
         for tail in view.searcher.tails
@@ -137,14 +142,14 @@ def test_rows_unlike_those_the_codes_were_trained_on_get_another_tail(monkeypatc
     view = coded(VECTORS[:2_000])
     other = embeddings(4_000, DIMENSION, seed=9) * np.float32(20)
     put(view, 2_000, other[:1_500])
-    view.encode()
+    encode(view)
     assert view.searcher.tails[0].has_drifted
     put(view, 3_500, other[1_500:])
-    view.encode()
+    encode(view)
     assert [tail.rows for tail in view.searcher.tails] == [6_000, 0]
     more = other + np.float32(1)
     put(view, 6_000, more)
-    view.encode()
+    encode(view)
     assert view.searcher.tails[1].scan_cost == pytest.approx(index.CODES_SCAN_COST * len(other))
     hits = searcher.search([view], more[::50], 1).hits
     assert [hit.id for (hit,) in hits] == [b"id-%d" % (6_000 + row) for row in range(0, len(more), 50)]
@@ -161,7 +166,7 @@ def test_rows_coded_bit_by_bit_and_passed_over_are_searched_like_an_exact_scan(d
     for stop in (2_100, 3_150, 4_190, 5_000):
         messages = [upsert(n, b"%d" % n, vectors[n]) for n in range(first, stop)]
         view.apply(decode(messages, collection)[0])
-        view.encode()
+        encode(view)
         first = stop
     view.follow([], 1_900, -1, 0)
     queries = searcher.prepare_queries(vectors[2_000::150], collection)

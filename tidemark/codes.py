@@ -52,7 +52,10 @@ class Coded:
 
 
 class Codes:
-    """Codes of the first `rows` rows of a tail, once `start` has given them an index to be made with."""
+    """Codes of the first `rows` rows of a tail, once `start` has given them an index to be made with.
+
+    `ended`: no more rows get codes; `checked`: with how many it was last seen that searches find enough.
+    """
 
     def __init__(self, region: Region, dimension: int, capacity: int) -> None:
         self._code_bytes, self._room = _code_bytes(dimension), _whole_blocks(capacity)
@@ -62,6 +65,8 @@ class Codes:
         self._memory: NDArray[np.uint8] = region.take(np.uint8, CODES_LISTS, self._room * (self._code_bytes + 8))
         self._encoder: Index | None = None
         self._error_max = math.inf
+        self.ended = False
+        self.checked = 0
 
     @staticmethod
     def size(dimension: int, capacity: int) -> int:

@@ -22,23 +22,21 @@ from tidemark.exact import faiss_metric, nearest_of_many, public_distance
 
 # Rows used as queries to calibrate a segment; 200 x 10 neighbours give recall to about +-0.5 %.
 CALIBRATION_QUERIES = 200
-# Enough for codes that are soon replaced, and to see that borrowed ones do not fit any more.
+# Enough for codes that are soon replaced.
 CODES_QUERIES = 64
 CALIBRATION_K = 10
 TRAINING_ROWS_PER_CENTROID = 40
 # A 4-bit codebook has 16 centroids, and needs as many rows to be trained on.
 ANN_ROWS_LEAST = 64
 HNSW_EF_MAX = 1_024
-# A donor's effort is scaled this far to reach the recall, before new codebooks are trained.
-DONOR_EFFORTS = (1.0, 1.15, 1.3, 1.6)
 # Reach is counted from the third nearest centroid, which says more of how dense it is around a query than the nearest.
 REACH_FROM = 3
 # The least and the most lists a query probes, over those that a row of the segment typically probes.
 LISTS_LEAST, LISTS_MOST = 0.5, 8
 # Lists to probe come in multiples of this, padded with none: FAISS's parameters are made once for each number.
 LISTS_STEP = 16
-# Recall below the target at which a donor's codebooks no longer fit; calibration is exact to about 0.005.
-DRIFT_MAX = 0.01
+# Recall below the target at which codes of rows in memory are of no use; calibration is exact to about 0.005.
+SHORTFALL_MAX = 0.01
 # Codes of rows in memory (`codes.py`): more rows make the codebooks hardly better, and more lists the searches hardly
 # faster: of 300k rows of SIFT 64 lists leave a quarter to scan (0.31 ms), and to find the nearest of 256 instead takes
 # 1 us a row more.
@@ -162,54 +160,29 @@ class Index:
         return labels
 
 
-@dataclass(frozen=True, slots=True)
-class Donor:
-    """A trained FAISS index without rows, whose centroids and codebooks are used again, and how it is searched.
-
-    Below `recall_min` the new rows have drifted too far from what it was trained on.
-    """
-
-    faiss: Any
-    parameters: SearchParameters
-    recall_min: float
-
-    @classmethod
-    def of(cls, index: Index, parameters: SearchParameters, recall_target: float) -> "Donor":
-        return cls(emptied(index).faiss, parameters, recall_target - DRIFT_MAX)
-
-    @classmethod
-    def read(cls, path: Path, parameters: SearchParameters, recall_target: float) -> "Donor":
-        """Borrow from an index file, which was verified."""
-        index: Any = faiss.read_index(str(path))
-        index.reset()
-        return cls(index, parameters, recall_target - DRIFT_MAX)
-
-
 def kind_for(rows: int, parameters: IndexParameters) -> SegmentKind:
     """The kind a segment of so many rows is built as."""
     return "flat" if rows < max(parameters.ann_rows_min, ANN_ROWS_LEAST) else parameters.kind
 
 
 def build(
-    rows: NDArray[np.float32], metric: Metric, parameters: IndexParameters, seed: int, donor: Donor | None = None
+    rows: NDArray[np.float32], metric: Metric, parameters: IndexParameters, seed: int
 ) -> tuple[Index, SearchParameters]:
-    """Build and calibrate an ANN index over float32 rows (n, dimension); all threads of the process are used.
-
-    With a donor nothing is trained, only the recall is measured.
-    """
+    """Build and calibrate an ANN index over float32 rows (n, dimension); all threads of the process are used."""
     if parameters.kind == "hnsw":
         index = Index(_build_hnsw(rows, metric, parameters))
-        return index, _calibrate(index, rows, parameters.recall_target, seed, CALIBRATION_QUERIES)
-    lists = parameters.nlist or max(16, int(4 * math.sqrt(len(rows))))
-    training = lists * TRAINING_ROWS_PER_CENTROID
-    return _build_ivfpq(rows, metric, lists, training, parameters.recall_target, seed, donor, CALIBRATION_QUERIES)
+    else:
+        lists = parameters.nlist or max(16, int(4 * math.sqrt(len(rows))))
+        index = Index(_build_ivfpq(rows, metric, lists, lists * TRAINING_ROWS_PER_CENTROID, seed))
+    return index, _calibrate(index, rows, parameters.recall_target, seed, CALIBRATION_QUERIES)
 
 
 def build_codes(
-    rows: NDArray[np.float32], metric: Metric, recall_target: float, seed: int, donor: Donor | None = None
+    rows: NDArray[np.float32], metric: Metric, recall_target: float, seed: int
 ) -> tuple[Index, SearchParameters]:
     """An index of few lists for rows that soon get another one: quickly trained, roughly calibrated."""
-    return _build_ivfpq(rows, metric, CODES_LISTS, CODES_TRAINING_ROWS, recall_target, seed, donor, CODES_QUERIES)
+    index = Index(_build_ivfpq(rows, metric, CODES_LISTS, CODES_TRAINING_ROWS, seed))
+    return index, _calibrate(index, rows, recall_target, seed, CODES_QUERIES)
 
 
 def _build_hnsw(rows: NDArray[np.float32], metric: Metric, parameters: IndexParameters) -> Any:
@@ -219,32 +192,7 @@ def _build_hnsw(rows: NDArray[np.float32], metric: Metric, parameters: IndexPara
     return index
 
 
-def _build_ivfpq(
-    rows: NDArray[np.float32],
-    metric: Metric,
-    lists: int,
-    training: int,
-    recall_target: float,
-    seed: int,
-    donor: Donor | None,
-    queries: int,
-) -> tuple[Index, SearchParameters]:
-    if donor is not None:
-        borrowed = faiss.clone_index(donor.faiss)
-        ivf.fill(borrowed, rows, metric)
-        index = Index(borrowed)
-        measured = _measurement(index, rows, seed, queries)
-        for factor in DONOR_EFFORTS if index.lists > 1 else (1.0,):
-            found = measured(donor.parameters.scaled(factor))
-            if found.recall >= donor.recall_min:
-                return index, found
-    trained = _train_ivfpq(rows, metric, lists, training, seed)
-    ivf.fill(trained, rows, metric)
-    index = Index(trained)
-    return index, _calibrate(index, rows, recall_target, seed, queries)
-
-
-def _train_ivfpq(rows: NDArray[np.float32], metric: Metric, lists: int, training: int, seed: int) -> Any:
+def _build_ivfpq(rows: NDArray[np.float32], metric: Metric, lists: int, training: int, seed: int) -> Any:
     count, dimension = rows.shape
     lists = max(1, min(lists, count // TRAINING_ROWS_PER_CENTROID))
     quantizer = faiss.IndexFlat(dimension, faiss_metric(metric))
@@ -257,6 +205,7 @@ def _train_ivfpq(rows: NDArray[np.float32], metric: Metric, lists: int, training
     training_rows = rows[np.sort(picked)]
     quantizer.add(ivf.train(training_rows, lists, metric, seed))
     index.train(training_rows)
+    ivf.fill(index, rows, metric)
     return index
 
 

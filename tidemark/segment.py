@@ -39,9 +39,8 @@ def write_segment(
     metric: Metric,
     parameters: IndexParameters,
     seed: int,
-    donor: index.Donor | None = None,
 ) -> SegmentEntry:
-    """Write and fsync a new segment directory; the caller makes it known by a manifest. `donor`: see `index.build`."""
+    """Write and fsync a new segment directory; the caller makes it known by a manifest."""
     directory.mkdir(parents=True)
     rows.vectors.astype("<f4", copy=False).tofile(directory / layout.VECTORS)
     _write_columns(directory / layout.ROWS, rows)
@@ -49,7 +48,7 @@ def write_segment(
     search = index.SearchParameters()
     names = [layout.VECTORS, layout.ROWS]
     if kind != "flat":
-        built, search = index.build(rows.vectors, metric, parameters, seed, donor)
+        built, search = index.build(rows.vectors, metric, parameters, seed)
         index.write(built, directory / layout.INDEX)
         names.append(layout.INDEX)
     for name in names:

@@ -23,7 +23,6 @@ from tidemark import index
 from tidemark.codes import Coded, Codes
 from tidemark.collection import Metric
 from tidemark.exact import exact_search
-from tidemark.index import Donor
 from tidemark.live_rows import LiveRows
 from tidemark.record import Batch
 from tidemark.rows import Rows
@@ -103,7 +102,6 @@ class Tail:
         self._live = LiveRows(self.region, capacity, new=region is None)
         self._pass_over(first)
         self._codes = Codes(self.region, dimension, capacity)
-        self._can_encode, self._checked = True, ENCODED_ROWS_MAX
         self._coded: Coded | None = None
         self._ids = _Texts(self.region, capacity)
         self._metadata = _Texts(self.region, capacity)
@@ -190,43 +188,42 @@ class Tail:
         self.vectors[rows, 0] = np.nan
         return int(self.digests[rows].sum())
 
-    def encode(self, metric: Metric, recall_target: float, donor: Donor | None) -> Donor | None:
-        """Make codes of the next rows, with a donor's codebooks while they fit; returns the codebooks to use next.
+    def encode(self, metric: Metric, recall_target: float) -> None:
+        """Give codes to the next rows; on any thread, but one at a time.
 
         From rows on that codes cannot tell apart, or not any more, rows stay without and are searched exactly.
         """
-        first = self._codes.rows
-        stop = min(self.rows, first + ENCODED_ROWS_MAX)
+        codes = self._codes
+        first, stop = codes.rows, min(self.rows, codes.rows + ENCODED_ROWS_MAX)
         vectors = self.vectors[first:stop].copy()
         vectors[:, 0] = self.firsts[first:stop]  # without the NaN of dead rows
-        if not self._codes.started:
-            trained, found = index.build_codes(vectors, metric, recall_target, self.base, donor)
-            if found.recall < recall_target - index.DRIFT_MAX:
-                self._can_encode = False
-                return None
-            self._codes.start(trained, found)
-            donor = Donor.of(trained, found, recall_target)
-        alike = self._codes.append(vectors)
-        self._can_encode = alike and (stop < 2 * self._checked or self._codes_tell_apart(vectors, recall_target))
-        return donor
+        if not codes.started:
+            trained, found = index.build_codes(vectors, metric, recall_target, self.base)
+            if found.recall < recall_target - index.SHORTFALL_MAX:
+                codes.ended = True
+                return
+            codes.start(trained, found)
+        codes.ended = not codes.append(vectors)
+        if stop >= max(2 * codes.checked, 2 * ENCODED_ROWS_MAX):
+            codes.checked = stop
+            codes.ended = codes.ended or not self._codes_tell_apart(vectors, recall_target)
 
     def _codes_tell_apart(self, newest: NDArray[np.float32], recall_target: float) -> bool:
         """Whether searches by codes are as good as they were among fewer rows; asked whenever those have doubled."""
-        self._checked = self._codes.rows
         coded = self._codes.opened(self.first)
         coded.refresh()
         found = index.recall_of_narrow(coded.index, self.vectors, newest, coded.parameters, self._alive)
-        return found >= recall_target - 2 * index.DRIFT_MAX
+        return found >= recall_target - 2 * index.SHORTFALL_MAX
 
     @property
     def uncoded(self) -> int:
         """How many rows could get codes; 0 where codes are of no use."""
-        return self.rows - self._codes.rows if self._can_encode else 0
+        return 0 if self._codes.ended else self.rows - self._codes.rows
 
     @property
     def has_drifted(self) -> bool:
         """Whether codes ended because rows became too different from those they were trained on, or too many."""
-        return self._codes.started and not self._can_encode
+        return self._codes.started and self._codes.ended
 
     @property
     def scan_cost(self) -> float:

@@ -13,8 +13,9 @@ Knows nothing of Kafka, manifests or HTTP. Reading is in `searcher.py`.
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -22,7 +23,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemark.collection import Collection
-from tidemark.index import Donor
 from tidemark.record import Batch, hash_ids
 from tidemark.rows import Rows, concatenate
 from tidemark.segment import Segment
@@ -66,7 +66,6 @@ class View(SearchedView):
         self._structure = Document() if shared else None
         self.digest = 0
         self.leader_epoch = -1
-        self._donor: Donor | None = None
         tail_bytes = SHARED_TAIL_BYTES if shared else TAIL_BYTES
         self._tail_rows = tail_rows or min(TAIL_ROWS_MAX, max(TAIL_ROWS_MIN, tail_bytes // collection.row_bytes))
         self._recent: dict[bytes, int] = {}
@@ -141,19 +140,26 @@ class View(SearchedView):
         found = ((segment, segment.find(hashes, ordered)) for segment in self.searcher.segments)
         return [(segment, rows) for segment, rows in found if len(rows)]
 
-    def encode(self) -> None:
-        """Make codes of rows in memory when there are many: scans of them cost a twentieth, for 3 us a row."""
-        parameters = self.collection.index
-        if parameters.kind == "flat":
-            return
-        rows_least = max(TAIL_ROWS_MIN, ENCODED_NUMBERS // self.collection.dimension)
-        for tail in self.searcher.tails:
-            if tail.uncoded >= rows_least:
-                self._donor = tail.encode(self.collection.metric, parameters.recall_target, self._donor)
-                break
+    @property
+    def uncoded(self) -> int:
+        """Rows of the tail that has most of them without codes; few are not worth it."""
+        if self.collection.index.kind == "flat":
+            return 0
+        rows = max(tail.uncoded for tail in self.searcher.tails)
+        return rows if rows >= max(TAIL_ROWS_MIN, ENCODED_NUMBERS // self.collection.dimension) else 0
+
+    def codes_wanted(self) -> Callable[[], None] | None:
+        """A piece of work, for any thread, that gives codes to rows in memory; None when there is nothing to do.
+
+        Scans of them then cost a twentieth, for 3 us a row. The work before must have ended.
+        """
         last = self.searcher.tails[-1]
         if last.has_drifted and last.rows >= DRIFTED_ROWS_MIN:
             self._change(tails=(*self.searcher.tails, self._new_tail(last.base + last.rows)))
+        if not self.uncoded:
+            return None
+        tail = max(self.searcher.tails, key=lambda tail: tail.uncoded)
+        return partial(tail.encode, self.collection.metric, self.collection.index.recall_target)
 
     def advance(self, position: int) -> None:
         """Move over offsets that hold no records: transaction markers, compacted ends, bad records."""
