@@ -30,11 +30,13 @@ RESUME_SHARE = 0.8
 
 
 class Followed:
-    """`reading`: assigned in the log. `held`: stopped at the cap of rows beyond the newest manifest."""
+    """`reading`: assigned in the log. `held`: stopped at the cap of `rows_max` rows in memory."""
 
-    def __init__(self, collection: Collection, root: Path, generation: str, number: int, watch: TopicWatch) -> None:
+    def __init__(
+        self, collection: Collection, root: Path, generation: str, number: int, watch: TopicWatch, rows_max: int
+    ) -> None:
         self.partition = (collection.topic, number)
-        self.view = View(collection, number, shared=True)
+        self.view = View(collection, number, shared=True, kept_rows_max=2 * rows_max // 3)
         self.checkpoints = Checkpoints(root, collection, generation, number, shared=True)
         self.manifest: Manifest | None = None
         self.version = 0
@@ -53,6 +55,7 @@ class Followed:
         self._retry_s = RETRY_S
         self._stopped_at = 0.0
         self._watch = watch
+        self._rows_max = rows_max
 
     @property
     def checkpointed(self) -> int | None:
@@ -178,14 +181,14 @@ class Followed:
         self.retry_at = time.monotonic() + self._retry_s
         self._retry_s = min(RETRY_S_MAX, 2 * self._retry_s)
 
-    def hold_back(self, log: Log, rows_max: int) -> None:
+    def hold_back(self, log: Log) -> None:
         """Stop reading at the cap, until a newer manifest takes rows over."""
         rows = self.view.tail_rows
-        if self.reading and rows > rows_max:
+        if self.reading and rows > self._rows_max:
             self.stop_reading(log)
             self.held = True
             logger.warning("%s[%d]: %s", *self.partition, self.waiting)
-        elif self.held and rows <= RESUME_SHARE * rows_max:
+        elif self.held and rows <= RESUME_SHARE * self._rows_max:
             self.held = False
 
     @property

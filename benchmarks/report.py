@@ -39,6 +39,7 @@ REACH: dict[str, tuple[str, str]] = {
     "visible_p50_ms": ("ms", ""),
     "visible_p99_ms": ("ms", "<= 50"),
     "visible_at_per_s": ("/s", "5,000 asked"),
+    "ready_after_ingest_s": ("s", ""),
     "ready_s": ("s", "<= 1.5"),
     "empty_private_rss_mb": ("MB", ""),
     "private_rss_mb": ("MB", "<= 150 beyond an empty replica"),

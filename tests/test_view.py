@@ -307,7 +307,7 @@ def test_segments_a_follower_holds_already_are_used_again(tmp_path: Path) -> Non
 
 def test_rows_stay_in_memory_until_an_index_holds_them_while_they_are_few(tmp_path: Path) -> None:
     leader, log, disk = view_of(), Log(), Disk(tmp_path)
-    many, few = view_of(tail_rows=64), view_of(tail_rows=25)
+    many, few = view_of(tail_rows=64), View(COLLECTION, 0, tail_rows=64, kept_rows_max=25)
     for number in range(3):
         new = log.fill(20, ids=40, seed=number)
         for view in (leader, many, few):
@@ -344,7 +344,7 @@ def test_a_tail_that_is_mostly_in_segments_gets_no_more_rows(tmp_path: Path, mon
     new = log.fill(120, ids=300)
     apply(leader, new)
     apply(follower, new)
-    follower._tail_rows = 5  # the checkpoint is more than may stay
+    follower._kept_rows_max = 5  # the checkpoint is more than may stay
     checkpoint = disk.checkpoint(leader)
     apply(follower, [log.put(b"one", 1), log.put(b"two", 2)])
     follower.follow(checkpoint.segments(), checkpoint.position, checkpoint.leader_epoch, checkpoint.digest)

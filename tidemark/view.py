@@ -56,10 +56,18 @@ DIGEST_MODULUS = 2**64
 
 
 class View(SearchedView):
-    """One partition of a collection; see the module's docstring for its verbs. `shared`: see `snapshot.py`."""
+    """One partition of a collection; see the module's docstring for its verbs. `shared`: see `snapshot.py`.
+
+    `kept_rows_max`: rows of segments without an index that may stay in the tails (see `follow`).
+    """
 
     def __init__(
-        self, collection: Collection, partition: int, tail_rows: int | None = None, shared: bool = False
+        self,
+        collection: Collection,
+        partition: int,
+        tail_rows: int | None = None,
+        shared: bool = False,
+        kept_rows_max: int | None = None,
     ) -> None:
         self._region = Region(room(np.int64, WORDS), shared)
         super().__init__(collection, partition, self._region)
@@ -68,6 +76,7 @@ class View(SearchedView):
         self.leader_epoch = -1
         tail_bytes = SHARED_TAIL_BYTES if shared else TAIL_BYTES
         self._tail_rows = tail_rows or min(TAIL_ROWS_MAX, max(TAIL_ROWS_MIN, tail_bytes // collection.row_bytes))
+        self._kept_rows_max = min(self._tail_rows, kept_rows_max or self._tail_rows)
         self._recent: dict[bytes, int] = {}
         self._deletes: list[tuple[int, bytes]] = []
         self._checkpoint = 0  # `_deletes` has all that was deleted from this position on
@@ -268,12 +277,12 @@ class View(SearchedView):
     def _without_held(self, segments: Sequence[Segment], position: int) -> tuple[Sequence[Segment], int]:
         """The segments to search beside our tails' rows from an offset on, and that offset.
 
-        The last segments are left out that have no index and whose rows are in our tails, as many rows as go into one.
+        The last segments are left out that have no index and whose rows are in our tails, while those are few enough.
         """
         kept, start = list(segments), position
         while kept and not kept[-1].is_built and self._held_from <= kept[-1].first_offset < start:
             first = kept[-1].first_offset
-            if sum(tail.count for tail in self._tails_from(first)) > self._tail_rows:
+            if sum(tail.count for tail in self._tails_from(first)) > self._kept_rows_max:
                 break
             start = first
             kept.pop()
