@@ -29,7 +29,7 @@ def test_many_small_flats_are_made_one() -> None:
     assert _next(*flats) == [flat.name for flat in flats]
 
 
-def test_flats_with_enough_rows_are_built_with_no_larger_segments() -> None:
+def test_flats_with_enough_rows_are_built_with_segments_of_like_size() -> None:
     assert _next(_built("big", 50_000), _built("small", 900), _flat("a", 600), _flat("b", 600)) == ["small", "a", "b"]
 
 
@@ -42,6 +42,12 @@ def test_while_rows_arrive_the_unbuilt_are_built_alone_when_there_are_some() -> 
 def test_a_segment_that_is_more_than_a_fifth_dead_is_built_again() -> None:
     assert _next(_built("a", 7_900, 2_100)) == ["a"]
     assert _next(_built("a", 8_100, 1_900)) == []
+
+
+def test_when_nothing_arrives_built_segments_of_like_size_are_merged() -> None:
+    segments = [_built("big", 90_000), _built("a", 6_000), _built("b", 5_000), _built("c", 30_000)]
+    assert _next(*segments, quiet=True) == ["a", "b"]
+    assert _next(*segments, quiet=False) == []
 
 
 def test_segments_of_one_tier_are_merged() -> None:

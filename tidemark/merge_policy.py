@@ -40,17 +40,21 @@ def next_build(segments: Sequence[Candidate], ann_rows_min: int, rows_max: int, 
         return [segment.name for segment in unbuilt]
     if unbuilt and ((quiet and enough) or len(unbuilt) > TIER_SEGMENTS):
         return _with_small_neighbours(unbuilt, segments, rows_max)
-    if tier := _one_tier([segment for segment in segments if segment.built], rows_max):
+    built = [segment for segment in segments if segment.built]
+    if tier := _one_tier(built, rows_max):
         return tier
-    return next(([s.name] for s in segments if s.built and s.dead_share > DEAD_SHARE_MAX), [])
+    smallest = sorted(built, key=lambda segment: segment.live_rows)[:1]
+    if quiet and len(together := _with_small_neighbours(smallest, segments, rows_max)) > 1:
+        return together
+    return next(([segment.name] for segment in built if segment.dead_share > DEAD_SHARE_MAX), [])
 
 
-def _with_small_neighbours(unbuilt: Sequence[Candidate], segments: Sequence[Candidate], rows_max: int) -> list[str]:
-    """The unbuilt, and built segments no larger than they are together: those would be merged next anyway."""
-    taken = {segment.name for segment in unbuilt}
-    rows = sum(segment.live_rows for segment in unbuilt)
-    for segment in sorted((s for s in segments if s.built), key=lambda s: s.live_rows):
-        if segment.live_rows > rows or rows + segment.live_rows > rows_max:
+def _with_small_neighbours(some: Sequence[Candidate], segments: Sequence[Candidate], rows_max: int) -> list[str]:
+    """These, and built segments at most twice as large as they are together: those would be merged next anyway."""
+    taken = {segment.name for segment in some}
+    rows = sum(segment.live_rows for segment in some)
+    for segment in sorted((s for s in segments if s.built and s not in some), key=lambda s: s.live_rows):
+        if segment.live_rows > 2 * rows or rows + segment.live_rows > rows_max:
             break
         taken.add(segment.name)
         rows += segment.live_rows
