@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.messages import delete, upsert
 from tests.rows import embeddings
 from tidemark.checkpoint import Checkpoints
-from tidemark.collection import Collection, IndexParameters, SegmentKind
+from tidemark.collection import Collection, IndexKind, IndexParameters
 from tidemark.manifest import TopicIdentity
 from tidemark.record import decode
 from tidemark.segment import Segment, write_segment
@@ -17,7 +17,7 @@ from tidemark.view import View
 
 ROOT = Path(__file__).parent / "golden"
 COLLECTION = Collection(name="docs", topic="docs", dimension=8, metric="cosine")
-KINDS: tuple[SegmentKind, ...] = ("ivfpq", "hnsw", "flat")
+KINDS: tuple[IndexKind, ...] = ("ivfpq", "hnsw", "flat")
 ROWS = 200
 
 

@@ -9,15 +9,15 @@ from numpy.typing import NDArray
 
 from tests.rows import embeddings, unit
 from tidemark import index
-from tidemark.collection import IndexParameters, Metric, SegmentKind
+from tidemark.collection import IndexKind, IndexParameters, Metric
 from tidemark.errors import CorruptCheckpoint
 from tidemark.exact import exact_search
 
-KINDS: tuple[SegmentKind, ...] = ("ivfpq", "hnsw")
+KINDS: tuple[IndexKind, ...] = ("ivfpq", "hnsw")
 TARGET = 0.95
 
 
-def parameters(kind: SegmentKind) -> IndexParameters:
+def parameters(kind: IndexKind) -> IndexParameters:
     return IndexParameters(kind=kind, recall_target=TARGET)
 
 
@@ -41,7 +41,7 @@ def recall(
         for dimension, metric in ((1, "l2"), (32, "l2"), (33, "cosine"), (24, "ip"))
     ],
 )
-def test_the_recall_target_is_reached_on_queries_not_seen(kind: SegmentKind, dimension: int, metric: Metric) -> None:
+def test_the_recall_target_is_reached_on_queries_not_seen(kind: IndexKind, dimension: int, metric: Metric) -> None:
     vectors = embeddings(8_200, dimension)
     if metric == "cosine":
         vectors = unit(vectors)
@@ -54,7 +54,7 @@ def test_the_recall_target_is_reached_on_queries_not_seen(kind: SegmentKind, dim
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_in_sorted_order_are_found_as_well(kind: SegmentKind) -> None:
+def test_rows_in_sorted_order_are_found_as_well(kind: IndexKind) -> None:
     vectors = embeddings(5_000, 16)
     vectors = np.ascontiguousarray(vectors[np.argsort(vectors[:, 0])])
     built = index.build(vectors, "l2", parameters(kind), seed=1)
@@ -62,7 +62,7 @@ def test_rows_in_sorted_order_are_found_as_well(kind: SegmentKind) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_that_are_all_the_same_are_answered_and_count_as_found(kind: SegmentKind) -> None:
+def test_rows_that_are_all_the_same_are_answered_and_count_as_found(kind: IndexKind) -> None:
     rows = np.ones((3_000, 8), np.float32)
     built, search = index.build(rows, "l2", parameters(kind), seed=1)
     distances, labels = index.search(built, rows, rows[:2], 10, search)
@@ -74,7 +74,7 @@ def test_rows_that_are_all_the_same_are_answered_and_count_as_found(kind: Segmen
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("count", [index.ANN_ROWS_LEAST, 150, 700])
 @pytest.mark.parametrize("metric", ["l2", "ip"])
-def test_a_small_segment_can_be_built(kind: SegmentKind, count: int, metric: Metric) -> None:
+def test_a_small_segment_can_be_built(kind: IndexKind, count: int, metric: Metric) -> None:
     rows = embeddings(count, 6)
     built, search = index.build(rows, metric, parameters(kind), seed=1)
     assert 0.5 < search.recall <= 1.0
@@ -84,7 +84,7 @@ def test_a_small_segment_can_be_built(kind: SegmentKind, count: int, metric: Met
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("metric", ["l2", "ip"])
-def test_a_cleared_bit_is_never_answered(kind: SegmentKind, metric: Metric) -> None:
+def test_a_cleared_bit_is_never_answered(kind: IndexKind, metric: Metric) -> None:
     rows = embeddings(3_001, 16)
     built, search = index.build(rows, metric, parameters(kind), seed=1)
     rng = np.random.default_rng(0)
@@ -99,7 +99,7 @@ def test_a_cleared_bit_is_never_answered(kind: SegmentKind, metric: Metric) -> N
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_answers_are_nearest_first_with_exact_distances(kind: SegmentKind) -> None:
+def test_answers_are_nearest_first_with_exact_distances(kind: IndexKind) -> None:
     rows = embeddings(3_000, 16)
     built, search = index.build(rows, "l2", parameters(kind), seed=1)
     distances, labels = index.search(built, rows, rows[:5], 20, search, effort=2.0)
@@ -116,7 +116,7 @@ def test_few_rows_stay_flat() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_index_file_of_another_type_or_shape_is_refused(tmp_path: Path, kind: SegmentKind) -> None:
+def test_an_index_file_of_another_type_or_shape_is_refused(tmp_path: Path, kind: IndexKind) -> None:
     rows = embeddings(500, 8)
     built, search = index.build(rows, "l2", parameters(kind), seed=1)
     path = tmp_path / "index.faiss"
@@ -124,7 +124,7 @@ def test_an_index_file_of_another_type_or_shape_is_refused(tmp_path: Path, kind:
     opened = index.open_mapped(path, kind, 500, 8)
     found = index.search(opened, rows, rows[:9], 5, search)
     assert found[1].tolist() == index.search(built, rows, rows[:9], 5, search)[1].tolist()
-    other: SegmentKind = "ivfpq" if kind == "hnsw" else "hnsw"
+    other: IndexKind = "ivfpq" if kind == "hnsw" else "hnsw"
     for wrong in ((other, 500, 8), (kind, 501, 8), (kind, 500, 9)):
         with pytest.raises(CorruptCheckpoint, match="the manifest says"):
             index.open_mapped(path, *wrong)

@@ -10,23 +10,23 @@ import pyarrow as pa
 import pytest
 
 from tests.rows import FLAT, embeddings, rows_of, segment_of
-from tidemark.collection import IndexParameters, Metric, SegmentKind
+from tidemark.collection import IndexKind, IndexParameters, Metric
 from tidemark.errors import CorruptCheckpoint
 from tidemark.manifest import SegmentEntry
 from tidemark.record import hash_ids
 from tidemark.rows import concatenate
 from tidemark.segment import Segment, remove_segment_files, write_segment
 
-KINDS: tuple[SegmentKind, ...] = ("flat", "hnsw", "ivfpq")
+KINDS: tuple[IndexKind, ...] = ("flat", "hnsw", "ivfpq")
 
 
-def small(kind: SegmentKind) -> IndexParameters:
+def small(kind: IndexKind) -> IndexParameters:
     return IndexParameters(kind=kind, ann_rows_min=64)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("count", [1, 7, 8, 200])
-def test_a_segment_is_read_back_as_it_was_written(tmp_path: Path, kind: SegmentKind, count: int) -> None:
+def test_a_segment_is_read_back_as_it_was_written(tmp_path: Path, kind: IndexKind, count: int) -> None:
     vectors = embeddings(count, 5)
     rows = rows_of(vectors, first=40)
     entry = write_segment(tmp_path / "s", rows, "l2", small(kind), seed=1)
@@ -63,7 +63,7 @@ DAMAGE: dict[str, Callable[[bytearray], bytearray]] = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("kind", KINDS)
-def test_damage_to_any_file_is_refused(tmp_path: Path, kind: SegmentKind, damage: str) -> None:
+def test_damage_to_any_file_is_refused(tmp_path: Path, kind: IndexKind, damage: str) -> None:
     segment = segment_of(tmp_path / "s", embeddings(100, 4), parameters=small(kind))
     segment.kill(np.array([3, 99]))
     segment.save_dead_rows(2)
@@ -101,7 +101,7 @@ def test_an_entry_of_another_shape_is_refused(tmp_path: Path, change: dict[str, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_dead_rows_are_saved_and_read_back(tmp_path: Path, kind: SegmentKind) -> None:
+def test_dead_rows_are_saved_and_read_back(tmp_path: Path, kind: IndexKind) -> None:
     vectors = embeddings(101, 4)
     segment = segment_of(tmp_path / "s", vectors, parameters=small(kind))
     segment.save_dead_rows(1)
@@ -126,7 +126,7 @@ def test_dead_rows_are_saved_and_read_back(tmp_path: Path, kind: SegmentKind) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_killed_row_keeps_its_vector_for_a_reader_who_found_it_before(tmp_path: Path, kind: SegmentKind) -> None:
+def test_a_killed_row_keeps_its_vector_for_a_reader_who_found_it_before(tmp_path: Path, kind: IndexKind) -> None:
     vectors = embeddings(70, 4)
     segment = segment_of(tmp_path / "s", vectors, parameters=small(kind))
     before = segment.vector_of(5)
@@ -136,7 +136,7 @@ def test_a_killed_row_keeps_its_vector_for_a_reader_who_found_it_before(tmp_path
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("metric", ["l2", "ip"])
-def test_exact_search_leaves_out_any_number_of_dead_rows(tmp_path: Path, kind: SegmentKind, metric: Metric) -> None:
+def test_exact_search_leaves_out_any_number_of_dead_rows(tmp_path: Path, kind: IndexKind, metric: Metric) -> None:
     vectors = embeddings(2_000, 8)
     segment = segment_of(tmp_path / "s", vectors, metric, small(kind))
     scores = ((vectors - vectors[0]) ** 2).sum(axis=1) if metric == "l2" else -(vectors @ vectors[0])

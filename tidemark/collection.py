@@ -14,8 +14,6 @@ Metric = Literal["cosine", "l2", "ip"]
 RecordFormat = Literal["auto", "raw", "json"]
 IdFormat = Literal["utf8", "int64", "bytes"]
 IndexKind = Literal["ivfpq", "hnsw", "flat"]
-# What a segment may be: also `pq`, written at once by a checkpoint and built as one of the others soon after.
-SegmentKind = Literal["ivfpq", "hnsw", "flat"]
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 DIMENSION_MAX = 65_536
@@ -29,7 +27,7 @@ class IndexParameters:
     per 1,000 rows), and IVF has too few rows to train on. Re-measured by benchmarks/main_job.py.
     """
 
-    kind: SegmentKind = "ivfpq"
+    kind: IndexKind = "ivfpq"
     recall_target: float = 0.97
     nlist: int = 0
     m: int = 16

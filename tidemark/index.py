@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemark import ivf
-from tidemark.collection import IndexParameters, Metric, SegmentKind
+from tidemark.collection import IndexKind, IndexParameters, Metric
 from tidemark.errors import CorruptCheckpoint
 from tidemark.exact import faiss_metric, nearest_of_many, public_distance
 
@@ -160,7 +160,7 @@ class Index:
         return labels
 
 
-def kind_for(rows: int, parameters: IndexParameters) -> SegmentKind:
+def kind_for(rows: int, parameters: IndexParameters) -> IndexKind:
     """The kind a segment of so many rows is built as."""
     return "flat" if rows < max(parameters.ann_rows_min, ANN_ROWS_LEAST) else parameters.kind
 
@@ -395,7 +395,7 @@ def write(index: Index, path: Path) -> None:
     faiss.write_index(index.faiss, str(path))
 
 
-def open_mapped(path: Path, kind: SegmentKind, rows: int, dimension: int) -> Index:
+def open_mapped(path: Path, kind: IndexKind, rows: int, dimension: int) -> Index:
     """Map an index file whose checksum was verified; refuse any type or shape but the manifest's."""
     index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
     expected = faiss.IndexHNSWFlat if kind == "hnsw" else faiss.IndexIVFPQFastScan

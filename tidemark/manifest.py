@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import xxhash
 
-from tidemark.collection import SegmentKind
+from tidemark.collection import IndexKind
 from tidemark.errors import CorruptCheckpoint
 
 FORMAT = 1
@@ -28,7 +28,7 @@ class SegmentEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An immutable segment and which of its rows are dead at the manifest's position."""
 
     name: str
-    kind: SegmentKind
+    kind: IndexKind
     rows: int
     effort: int
     k_factor: int

@@ -21,7 +21,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from tidemark import index, layout
-from tidemark.collection import IndexParameters, Metric, SegmentKind
+from tidemark.collection import IndexKind, IndexParameters, Metric
 from tidemark.errors import CorruptCheckpoint
 from tidemark.exact import exact_search
 from tidemark.files import fsync_directory, fsync_file
@@ -144,7 +144,7 @@ class Segment:
         self.name = entry.name
         self.entry = entry
         self.directory = directory
-        self.kind: SegmentKind = entry.kind
+        self.kind: IndexKind = entry.kind
         self.rows = entry.rows
         self.metric = metric
         self.parameters = index.SearchParameters(entry.effort, entry.k_factor, entry.recall, entry.reach)
