@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -200,9 +201,8 @@ class Follower:
             return
         if self._encoding is not None:
             self._encoding.result()
-        followed = max(self.partitions, key=lambda followed: followed.view.uncoded, default=None)
-        work = followed and followed.view.codes_wanted()
-        self._encoding = self._encoder.submit(work) if work else None
+        wanted = [(f.view.uncoded, work) for f in self.partitions if (work := f.view.codes_wanted())]
+        self._encoding = self._encoder.submit(max(wanted, key=itemgetter(0))[1]) if wanted else None
 
     def _warn(self, warning: str) -> None:
         """The client repeats itself while a broker is away: say each thing once a minute."""
