@@ -1,10 +1,11 @@
 """A search client for measuring: one keep-alive connection, bodies encoded before the clock starts."""
 
+import itertools
 import json
 import re
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,18 +65,24 @@ class SearchClient:
 
     def measure(self, queries: NDArray[np.float32], seconds: float) -> tuple[NDArray[np.float64], list[list[str]]]:
         """Latencies in ms of searches over the queries again and again for a time, and the first round's ids."""
-        requests = self.requests(queries)
+        count = len(queries)
         latencies: list[float] = []
         found: list[list[str]] = []
         deadline = time.perf_counter() + seconds
-        while time.perf_counter() < deadline or len(found) < len(requests):
-            request = requests[len(latencies) % len(requests)]
+        for before, after, answer in self._answers(self.requests(queries)):
+            latencies.append((after - before) * 1e3)
+            if len(found) < count:
+                found.append([hit["id"] for hit in json.loads(answer)["hits"]])
+            if after >= deadline and len(found) >= count:
+                break
+        return np.array(latencies), found
+
+    def _answers(self, requests: Sequence[bytes]) -> Iterator[tuple[float, float, bytes]]:
+        """The requests again and again: the times (`perf_counter`) before each and after, and the answer."""
+        for request in itertools.cycle(requests):
             before = time.perf_counter()
             answer = self.post(request)
-            latencies.append((time.perf_counter() - before) * 1e3)
-            if len(found) < len(requests):
-                found.append([hit["id"] for hit in json.loads(answer)["hits"]])
-        return np.array(latencies), found
+            yield before, time.perf_counter(), answer
 
     def search_for(
         self, requests: Sequence[bytes], seconds: float
@@ -87,17 +94,15 @@ class SearchClient:
         latencies: list[float] = []
         seen: list[tuple[float, int]] = []
         newest = -1
-        before = time.perf_counter()
-        deadline = before + seconds
-        while before < deadline:
-            answer = self.post(requests[len(latencies) % len(requests)])
-            after = time.perf_counter()
+        deadline = time.perf_counter() + seconds
+        for before, after, answer in self._answers(requests):
             latencies.append((after - before) * 1e3)
             position = int(_POSITION.search(answer)[1])  # type: ignore[index]  # every answer says it
             if position > newest:
                 newest = position
                 seen.append((after, position))
-            before = time.perf_counter()
+            if after >= deadline:
+                break
         return np.array(latencies), seen
 
     def close(self) -> None:

@@ -35,6 +35,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from benchmarks import machine, sift
+from benchmarks.report import shown
 from tidemark import index, ivf, layout, merge_policy, searcher
 from tidemark.collection import Collection, IndexParameters
 from tidemark.exact import use_one_thread_per_search
@@ -302,9 +303,7 @@ def _timed(work: Callable[[], T]) -> tuple[float, T]:
 
 def report(found: Sequence[Line], build: dict[str, float], build_rows: int, load: float) -> None:
     about = machine.describe(SEED)
-    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
-    print(f"\n{about['processor']}, {about['cores']} cores, {about['memory_gib']} GiB; {about['faiss_simd']}")
-    print(f"Python {about['python']}, {versions}; seed {SEED}; SIFT x {sift.DIMENSION}, k = 10, one thread")
+    print(f"\n{machine.heading(about)}; seed {SEED}; SIFT x {sift.DIMENSION}, k = 10, one thread")
     print(f"load of the machine when it was started, in processes: {load:.1f} (0 is a machine of our own)\n")
     print("| partitions | rows | segments | unbuilt rows | lists | p50 ms | p99 ms | cpu ms | recall@10 |")
     print("|---|---|---|---|---|---|---|---|---|")
@@ -319,7 +318,7 @@ def report(found: Sequence[Line], build: dict[str, float], build_rows: int, load
         print(f"| {each['partitions']} | {each['p50']:.2f} | {each['cpu']:.2f} | {each['last']:.2f} |")
     print(f"\nOne segment of {build_rows:,} rows, all cores\n\n| figure | value |\n|---|---|")
     for name, value in build.items():
-        print(f"| {name} | {value:,.0f} |" if value >= 1_000 else f"| {name} | {value:.3g} |")
+        print(f"| {name} | {shown(value)} |")
     RESULTS.parent.mkdir(exist_ok=True)
     table = [asdict(line) for line in found]
     result = {

@@ -31,6 +31,13 @@ def describe(seed: int) -> dict[str, Any]:
     }
 
 
+def heading(about: dict[str, Any]) -> str:
+    """Two lines over a table, of what `describe` found."""
+    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
+    first = f"{about['processor']}, {about['cores']} cores, {about['memory_gib']} GiB; {about['faiss_simd']}"
+    return f"{first}\nPython {about['python']}, {versions}"
+
+
 def private_rss_mb(pid: int) -> float:
     """Memory of a process and of those it started that no file holds: their own and what they share, in MB.
 

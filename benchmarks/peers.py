@@ -48,6 +48,7 @@ from numpy.typing import NDArray
 from benchmarks import machine, sift
 from benchmarks.client import SearchClient
 from benchmarks.main_job import TOPIC, Run
+from benchmarks.report import shown
 from cli.ports import free_port
 from tidemark import __version__
 from tidemark.kafka_settings import producer_settings
@@ -209,9 +210,7 @@ class Chroma:
             return None
 
     def insert(self, base: Rows) -> None:
-        insert = write_to_chroma(self.address)
-        for first, rows in batches(base):
-            insert(first, rows)
+        insert_all(write_to_chroma(self.address), base)
 
     def count(self) -> int:
         return int(self._collection.count())
@@ -278,9 +277,7 @@ class Qdrant:
         stack.callback(self._client.delete_collection, COLLECTION)
 
     def insert(self, base: Rows) -> None:
-        insert = write_to_qdrant(self.address)
-        for first, rows in batches(base):
-            insert(first, rows)
+        insert_all(write_to_qdrant(self.address), base)
 
     def count(self) -> int:
         return int(self._client.count(COLLECTION, exact=True).count)
@@ -336,9 +333,7 @@ class Weaviate:
         stack.callback(client.collections.delete, COLLECTION)
 
     def insert(self, base: Rows) -> None:
-        insert = write_to_weaviate(self.address)
-        for first, rows in batches(base):
-            insert(first, rows)
+        insert_all(write_to_weaviate(self.address), base)
 
     def count(self) -> int:
         return int(self._collection.aggregate.over_all(total_count=True).total_count)
@@ -556,6 +551,11 @@ def batches(base: Rows) -> Iterator[tuple[int, Rows]]:
         yield first, np.ascontiguousarray(base[first : first + BATCH])
 
 
+def insert_all(insert: Insert, base: Rows) -> None:
+    for first, rows in batches(base):
+        insert(first, rows)
+
+
 def start(stack: ExitStack, command: list[str], log: Any) -> None:
     """A child process that ends with the stack, and with us however we end."""
     import cli.die_with_parent as with_parent
@@ -690,12 +690,10 @@ def measure_apart(name: str, rows: int, url: str, seconds: float) -> Figures | s
 
 def report(found: list[Figures], left_out: dict[str, str], rows: int) -> None:
     about = machine.describe(seed=0)
-    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
-    print(f"\n{about['processor']}, {about['cores']} cores, {about['memory_gib']} GiB; {about['faiss_simd']}")
-    print(f"Python {about['python']}, {versions}; seed 0; SIFT {rows:,} x {sift.DIMENSION}, recall@{K} >= {RECALL}\n")
+    print(f"\n{machine.heading(about)}; seed 0; SIFT {rows:,} x {sift.DIMENSION}, recall@{K} >= {RECALL}\n")
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     for figures in found:
-        print(f"| {' | '.join(shown(figures.get(column, '')) for column in COLUMNS)} |")
+        print(f"| {' | '.join(_cell(figures.get(column, '')) for column in COLUMNS)} |")
     for name, why in left_out.items():
         print(f"\n{name} left out: {why}")
     RESULTS.parent.mkdir(exist_ok=True)
@@ -703,10 +701,8 @@ def report(found: list[Figures], left_out: dict[str, str], rows: int) -> None:
     RESULTS.write_text(json.dumps(document, indent=1) + "\n")
 
 
-def shown(value: float | str) -> str:
-    if isinstance(value, str):
-        return value
-    return f"{value:,.0f}" if value >= 1_000 else f"{value:.3g}"
+def _cell(value: float | str) -> str:
+    return value if isinstance(value, str) else shown(value)
 
 
 def main() -> None:

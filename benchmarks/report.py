@@ -50,13 +50,11 @@ _LIMIT = re.compile(r"(<=|>=|<) ([\d.,]+)")
 
 def report(figures: Mapping[str, float], rows: int) -> None:
     about = machine.describe(seed=0)
-    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
-    print(f"\n{about['processor']}, {about['cores']} cores, {about['memory_gib']} GiB; {about['faiss_simd']}")
-    print(f"Python {about['python']}, {versions}; seed 0; SIFT {rows:,} x {sift.DIMENSION}, one partition\n")
+    print(f"\n{machine.heading(about)}; seed 0; SIFT {rows:,} x {sift.DIMENSION}, one partition\n")
     print("| figure | value | reach | reached |\n|---|---|---|---|")
     for name, (unit, reach) in REACH.items():
         if name in figures:
-            print(f"| {name} | {_shown(figures[name])} {unit} | {reach} | {reached(figures[name], reach)} |")
+            print(f"| {name} | {shown(figures[name])} {unit} | {reach} | {reached(figures[name], reach)} |")
     kept = {name: {"value": v, "unit": REACH[name][0], "reach": REACH[name][1]} for name, v in figures.items()}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps({"machine": about, "rows": rows, "figures": kept}, indent=1) + "\n")
@@ -75,5 +73,5 @@ def reached(value: float, reach: str) -> str:
     return f"no, misses by {share:.0f} %" if share >= 1 else f"no, misses by {share:.1f} %"
 
 
-def _shown(value: float) -> str:
+def shown(value: float) -> str:
     return f"{value:,.0f}" if value >= 1_000 else f"{value:.3g}"

@@ -87,7 +87,7 @@ class Index:
             quantizer: Any = faiss.downcast_index(index.quantizer)
             self._quantizer, self._centroids_pointer = quantizer, quantizer.get_xb()
         if self.lists > 1 and self.metric == "ip":
-            centroids = faiss.rev_swig_ptr(self._centroids_pointer, self.lists * index.d).reshape(self.lists, index.d)
+            centroids = ivf.centroids_of(index)
             self._square_max = float(np.einsum("ij,ij->i", centroids, centroids).max())
 
     def encoded(self, vectors: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -226,13 +226,17 @@ def _measurement(
         return public_distance(_rank_exactly(rows, queries, others, CALIBRATION_K, metric)[0], metric)
 
     worst = distances_of(nearest_of_many(rows, queries, 2 * CALIBRATION_K, metric))[:, -1:]
-    enough = worst + np.abs(worst) * np.float32(1e-6)
 
     def measured(parameters: SearchParameters) -> SearchParameters:
         found = search(index, rows, queries, CALIBRATION_K + 1, parameters)[1]
-        return replace(parameters, recall=float((distances_of(found) <= enough).mean()))
+        return replace(parameters, recall=_share_as_near(distances_of(found), worst))
 
     return measured
+
+
+def _share_as_near(distances: NDArray[np.float32], worst: NDArray[np.float32]) -> float:
+    """How many of the distances (nq, k) are at most the query's worst (nq, 1), but for rounding."""
+    return float((distances <= worst + np.abs(worst) * np.float32(1e-6)).mean())
 
 
 def recall_of_narrow(
@@ -250,7 +254,7 @@ def recall_of_narrow(
     wide = replace(parameters, effort=index.lists, k_factor=4 * parameters.k_factor)
     best = public_distance(search(index, rows, queries, CALIBRATION_K, wide, alive)[0], index.metric)[:, -1:]
     found = public_distance(search(index, rows, queries, CALIBRATION_K, parameters, alive)[0], index.metric)
-    return float((found <= best + np.abs(best) * np.float32(1e-6)).mean())
+    return _share_as_near(found, best)
 
 
 def _calibrate(index: Index, rows: NDArray[np.float32], target: float, seed: int, queries: int) -> SearchParameters:

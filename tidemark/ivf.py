@@ -1,7 +1,7 @@
 """The lists of an IVF index of 4-bit product codes: their centroids, which rows go into which, how their codes lie.
 
 FAISS compares every row with every centroid. Here both are grouped first and compared within reach of their group,
-which is a twentieth of the time to train and a third to assign, for an error 1 % larger (`make bench-growth`).
+which is a twentieth of the time to train and a third to assign, for an error 1 % larger (decision 11).
 Used by `index.py` and `codes.py`. Knows nothing of searches.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemark.collection import Metric
-from tidemark.exact import faiss_metric
+from tidemark.exact import exact_search
 
 TRAINING_ITERATIONS = 8
 # Below it every row is compared with every centroid.
@@ -74,21 +74,19 @@ def _members(groups: NDArray[np.int64], count: int) -> Iterator[NDArray[np.int64
         yield order[ends[number] : ends[number + 1]]
 
 
-def _nearest(
-    rows: NDArray[np.float32], centroids: NDArray[np.float32], metric: Metric, k: int = 1
-) -> NDArray[np.int64]:
-    found: NDArray[np.int64] = faiss.knn(rows, centroids, k, metric=faiss_metric(metric))[1]
-    return found.reshape(-1) if k == 1 else found
+def _nearest(rows: NDArray[np.float32], centroids: NDArray[np.float32], metric: Metric) -> NDArray[np.int64]:
+    nearest: NDArray[np.int64] = exact_search(centroids, rows, 1, metric)[1][:, 0]
+    return nearest
 
 
 def assign(rows: NDArray[np.float32], centroids: NDArray[np.float32], metric: Metric) -> NDArray[np.int64]:
-    """The number of the centroid nearest to each row (n,); of one in twenty it is that of one almost as near."""
+    """The number of the centroid nearest to each row (n,); of one in fourteen it is that of one almost as near."""
     rows, lists = np.ascontiguousarray(rows), len(centroids)
     if lists < GROUPED_LISTS_MIN or len(rows) < lists:
         return _nearest(rows, centroids, metric)
     groups = 4 * math.isqrt(lists)
     centres = _k_means(centroids, groups, metric, seed=0)
-    reach = faiss.knn(centres, centroids, math.ceil(lists * REACH_SHARE), metric=faiss_metric(metric))[1]
+    reach = exact_search(centroids, centres, math.ceil(lists * REACH_SHARE), metric)[1]
     assigned = np.empty(len(rows), np.int64)
     for group, members in enumerate(_members(_nearest(rows, centres, metric), groups)):
         if len(members):
@@ -108,13 +106,18 @@ def packed(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(np.concatenate(halves, axis=2))
 
 
+def centroids_of(index: Any) -> NDArray[np.float32]:
+    """The centroids (nlist, d) of a FAISS IVF index, where they lie."""
+    pointer: Any = faiss.downcast_index(index.quantizer).get_xb()  # type: ignore[attr-defined]
+    centroids: NDArray[np.float32] = faiss.rev_swig_ptr(pointer, index.nlist * index.d).reshape(index.nlist, index.d)
+    return centroids
+
+
 def fill(index: Any, rows: NDArray[np.float32], metric: Metric) -> None:
     """Add rows to a trained IndexIVFPQFastScan that has none."""
-    quantizer: Any = faiss.downcast_index(index.quantizer)
-    centroids = faiss.rev_swig_ptr(quantizer.get_xb(), index.nlist * index.d).reshape(index.nlist, index.d)
     codes = index.pq.compute_codes(rows)
     lists = faiss.downcast_InvertedLists(index.invlists)
-    for number, members in enumerate(_members(assign(rows, centroids, metric), index.nlist)):
+    for number, members in enumerate(_members(assign(rows, centroids_of(index), metric), index.nlist)):
         if len(members):
             blocks = packed(codes[members])
             lists.add_entries(number, len(members), faiss.swig_ptr(members), faiss.swig_ptr(blocks))

@@ -25,7 +25,7 @@ from tidemark.collection import Metric
 from tidemark.exact import exact_search
 from tidemark.live_rows import LiveRows
 from tidemark.record import Batch
-from tidemark.rows import Rows
+from tidemark.rows import Rows, Texts
 from tidemark.shared_memory import Region, fence, room
 
 # Bytes of ids, and of metadata, in a tail, most never used: one row has at most 1 KiB and 64 KiB of them (record.py).
@@ -43,12 +43,13 @@ class TailPlace(msgspec.Struct, frozen=True):
     first: int
 
 
-class _Texts:
-    """Byte strings by row, one after the other: row r is `heap[ends[r]:ends[r + 1]]`, as in an Arrow column."""
+class _Texts(Texts):
+    """Byte strings that are appended in the memory of a region."""
 
     def __init__(self, region: Region, capacity: int) -> None:
         self.ends: NDArray[np.int64] = region.take(np.int64, capacity + 1)
         self.heap: NDArray[np.uint8] = region.take(np.uint8, TEXT_BYTES)
+        super().__init__(self.ends, self.heap)
 
     @staticmethod
     def size(capacity: int) -> int:
@@ -63,9 +64,6 @@ class _Texts:
         start, text = int(self.ends[first]), b"".join(strings)
         self.heap[start : start + len(text)] = np.frombuffer(text, np.uint8)
         self.ends[first + 1 : first + 1 + len(lengths)] = start + np.cumsum(lengths)
-
-    def of(self, row: int) -> bytes:
-        return self.heap[self.ends[row] : self.ends[row + 1]].tobytes()
 
     def column(self, rows: int) -> Any:
         """The first rows as an Arrow column over the same memory."""

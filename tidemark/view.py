@@ -13,7 +13,7 @@ Knows nothing of Kafka, manifests or HTTP. Reading is in `searcher.py`.
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -282,7 +282,7 @@ class View(SearchedView):
         kept, start = list(segments), position
         while kept and not kept[-1].is_built and self._held_from <= kept[-1].first_offset < start:
             first = kept[-1].first_offset
-            if sum(tail.count for tail in self._tails_from(first)) > self._kept_rows_max:
+            if sum(tail.rows - row for tail, row in self._rows_from(first)) > self._kept_rows_max:
                 break
             start = first
             kept.pop()
@@ -303,13 +303,17 @@ class View(SearchedView):
     def _tails_from(self, position: int) -> tuple[Tail, ...]:
         """Our tails without the rows before `position`."""
         tails = []
-        for tail in self.searcher.tails:
-            first = int(np.searchsorted(tail.offsets[: tail.rows], position))
-            if first <= tail.first:
+        for tail, first in self._rows_from(position):
+            if first == tail.first:
                 tails.append(tail)
             elif first < tail.rows or tail is self.searcher.tails[-1]:
                 tails.append(tail.without(first))
         return tuple(tails)
+
+    def _rows_from(self, position: int) -> Iterator[tuple[Tail, int]]:
+        """Each tail and the first of its own rows that is not before `position`."""
+        for tail in self.searcher.tails:
+            yield tail, max(tail.first, int(np.searchsorted(tail.offsets[: tail.rows], position)))
 
 
 class _Ordered(Sequence[bytes]):
