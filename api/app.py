@@ -12,36 +12,24 @@ from typing import Annotated, Any
 
 import orjson
 from fastapi import FastAPI, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import RedirectResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
-from api import lag, schemas
-from api.edge import Edge, error
+from api import lag, problems, schemas
+from api.edge import Edge
 from api.metrics import Metrics
 from api.mirror import Replica, Served
 from api.pages import page, record
-from api.search import NotFound, NotReady, Searches
+from api.search import Searches
+from api.search_route import BYTES, SEARCH_ROUTE, SearchRoute, body_of
 from api.writes import Writes
 from tidemark import __version__, errors
 
 logger = logging.getLogger(__name__)
 
-_STATUS: list[tuple[type[Exception], int, str]] = [
-    (schemas.Unsupported, 422, "unsupported"),
-    (errors.BadQuery, 422, "bad_request"),
-    (NotFound, 404, "not_found"),
-    (errors.NotFreshEnough, 412, "not_fresh_enough"),
-    (errors.Overloaded, 429, "overloaded"),
-    (NotReady, 503, "not_ready"),
-    (errors.BrokerUnreachable, 503, "broker_unreachable"),
-    (errors.StoreUnavailable, 503, "not_ready"),
-]
-_BYTES = "application/octet-stream"
-_SEARCH = "/collections/{c}/search"
 ALIVE_S = 60.0
-_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media_type"}
 
 
 def create_app(replica: Replica) -> FastAPI:
@@ -61,9 +49,11 @@ def create_app(replica: Replica) -> FastAPI:
 
     app = FastAPI(title="Tidemark", version=__version__, lifespan=life, description=_DESCRIPTION)
     _add_errors(app)
-    app.state.body_bytes_max = settings.api.body_bytes_max
-    app.add_middleware(Edge, body_bytes_max=settings.api.body_bytes_max, metrics=metrics)
-    _add_collections(app, replica, searches, writes, metrics)
+    search = SearchRoute(replica, searches, metrics)
+    app.add_middleware(Edge, body_bytes_max=settings.api.body_bytes_max, metrics=metrics, search=search)
+    # Edge answers it; here it is known, so that another method is refused as such.
+    app.router.routes.append(Route(SEARCH_ROUTE, search, methods=["POST"], include_in_schema=False))
+    _add_collections(app, replica, searches, writes)
     _add_operations(app, replica, metrics)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
@@ -72,75 +62,24 @@ def create_app(replica: Replica) -> FastAPI:
 _DESCRIPTION = "A vector index that is a materialised view of a Kafka topic."
 
 
-# -- errors -------------------------------------------------------------------------------------
-
-
 def _add_errors(app: FastAPI) -> None:
-    for kind, status, code in _STATUS:
-
-        async def known(_: Request, problem: Exception, status: int = status, code: str = code) -> Response:
-            return error(status, code, str(problem))
-
-        app.add_exception_handler(kind, known)
-
-    async def http(_: Request, problem: Exception) -> Response:
-        assert isinstance(problem, HTTPException)
-        code = _CODES.get(problem.status_code, "bad_request")
-        return error(problem.status_code, code, str(problem.detail))
+    async def answer(_: Request, problem: Exception) -> Response:
+        return problems.answer_to(problem)
 
     async def unexpected(request: Request, problem: Exception) -> Response:
         logger.error("%s %s failed", request.method, request.url.path, exc_info=problem)
-        return error(500, "internal", "the service failed; its log says why")
+        return problems.error(500, "internal", "the service failed; its log says why")
 
-    async def invalid(_: Request, problem: Exception) -> Response:
-        assert isinstance(problem, RequestValidationError)
-        first = problem.errors()[0]
-        return error(422, "bad_request", f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}")
-
-    app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(RequestValidationError, invalid)
+    for kind in problems.KINDS:
+        app.add_exception_handler(kind, answer)
     app.add_exception_handler(Exception, unexpected)
-
-
-async def body_of(request: Request) -> bytes:
-    """The body, never more than the cap, also when its length was not announced."""
-    cap = request.app.state.body_bytes_max
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > cap:
-            raise HTTPException(413, f"the body has more than {cap} bytes")
-    return bytes(body)
 
 
 # -- collections -------------------------------------------------------------------------------------------
 
 
-def _add_collections(app: FastAPI, replica: Replica, searches: Searches, writes: Writes, metrics: Metrics) -> None:
-    def served(name: str) -> Served:
-        found = replica.collections.get(name)
-        if found is None:
-            known = ", ".join(sorted(replica.collections))
-            raise NotFound(f"there is no collection {name[:80]!r}; there are: {known}")
-        return found
-
-    async def search(request: Request) -> Response:
-        c = request.path_params["c"]
-        collection = served(c)
-        body = await body_of(request)
-        queries = None
-        if request.headers.get("content-type", "").startswith(_BYTES):
-            queries = schemas.queries_from_bytes(body, collection.collection.dimension)
-            asked = schemas.binary_request(len(queries), request.query_params)
-        else:
-            asked = schemas.search_request(body)
-        started = time.perf_counter()
-        answer = await searches.answer(collection, asked, queries)
-        metrics.searched(c, time.perf_counter() - started)
-        return Response(answer, media_type="application/json")
-
-    # A plain route: FastAPI's, which reads parameters by their annotations, costs a tenth of a search more.
-    app.add_route(_SEARCH, search, methods=["POST"], include_in_schema=False)
+def _add_collections(app: FastAPI, replica: Replica, searches: Searches, writes: Writes) -> None:
+    served, body_bytes_max = replica.served, replica.settings.api.body_bytes_max
 
     @app.post("/collections/{c}/vectors", status_code=202, openapi_extra=_body("WriteRequest", _EXAMPLES["write"]))
     async def write(c: str, request: Request) -> Response:
@@ -149,7 +88,7 @@ def _add_collections(app: FastAPI, replica: Replica, searches: Searches, writes:
         if not request.headers.get("content-type", "").startswith("application/json"):
             # A page in a browser may send anything but JSON across origins without asking first.
             raise HTTPException(415, "send the header content-type: application/json")
-        asked = schemas.write_request(await body_of(request))
+        asked = schemas.write_request(await body_of(request.receive, body_bytes_max))
         positions = await writes.write(collection.follower, asked)
         done = {str(partition): position for partition, position in positions.items()}
         return _json({"positions": done, "records": len(asked.upserts) + len(asked.deletes)}, 202)
@@ -181,13 +120,11 @@ def _add_collections(app: FastAPI, replica: Replica, searches: Searches, writes:
         """The collections' names."""
         return _json({"collections": sorted(replica.collections)})
 
-    app.state.served = served
-
 
 def _refuse_unknown(request: Request, known: set[str]) -> None:
     for name in request.query_params.keys() - known:
         if name == "filter":
-            raise schemas.Unsupported("filter: metadata filters are not built yet; leave it out and filter the answer")
+            raise problems.Unsupported("filter: metadata filters are not built yet; leave it out and filter the answer")
         raise errors.BadQuery(f"parameter {name[:80]!r} is not known; there are: {', '.join(sorted(known))}")
 
 
@@ -227,7 +164,7 @@ def _add_operations(app: FastAPI, replica: Replica, metrics: Metrics) -> None:
     @app.get("/collections/{c}/lag")
     async def collection_lag(c: str) -> Response:
         """Lag of one collection, per partition and in total."""
-        return _json(lag.of_collection(app.state.served(c)))
+        return _json(lag.of_collection(replica.served(c)))
 
     @app.get("/lag")
     async def all_lag() -> Response:
@@ -293,7 +230,7 @@ def _body(name: str, example: Any) -> dict[str, Any]:
 
 def _search_operation() -> dict[str, Any]:
     operation = _body("SearchRequest", _EXAMPLES["search"])
-    operation["requestBody"]["content"][_BYTES] = {"schema": {"type": "string", "format": "binary"}}
+    operation["requestBody"]["content"][BYTES] = {"schema": {"type": "string", "format": "binary"}}
     collection = {"name": "c", "in": "path", "required": True, "schema": {"type": "string"}}
     for_bytes = [
         {"name": name, "in": "query", "schema": schema, "description": "for an octet-stream body"}
@@ -312,7 +249,7 @@ def _search_operation() -> dict[str, Any]:
 def _openapi(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         found = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        found["paths"] = {_SEARCH: {"post": _search_operation()}, **found["paths"]}
+        found["paths"] = {SEARCH_ROUTE: {"post": _search_operation()}, **found["paths"]}
         found.setdefault("components", {}).setdefault("schemas", {}).update(schemas.components())
         app.openapi_schema = found
     return app.openapi_schema

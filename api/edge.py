@@ -1,28 +1,25 @@
-"""The outermost layer: refuses bodies announced as too large, and times every request.
+"""The outermost layer: refuses bodies announced as too large, leads searches past the rest, and times every request.
 
 Plain ASGI, because a request passes here whatever it asks for; it never reads a body.
 """
 
 import time
 
-from starlette.datastructures import Headers
-from starlette.responses import JSONResponse, Response
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api import problems
 from api.metrics import Metrics
+from api.search_route import SEARCH_ROUTE, SearchRoute
 
-
-def error(status: int, code: str, message: str) -> Response:
-    """The one shape of every error."""
-    headers = {"retry-after": "1"} if status in (429, 503) else None
-    return JSONResponse({"error": {"code": code, "message": message}}, status, headers=headers)
+CLIENT_CLOSED = 499  # in metrics only, as nginx counts it
 
 
 class Edge:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, body_bytes_max: int, metrics: Metrics) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, body_bytes_max: int, metrics: Metrics, search: SearchRoute) -> None:
+        self._app, self._search = app, search
         self._body_bytes_max = body_bytes_max
         self._metrics = metrics
 
@@ -39,15 +36,18 @@ class Edge:
                 status = message["status"]
             await send(message)
 
+        search = self._search.answers(scope)
         try:
-            refused = self._refused(Headers(scope=scope))
-            await (refused or self._app)(scope, receive, noting)
+            await (self._refusal(scope) or (self._search if search else self._app))(scope, receive, noting)
+        except ClientDisconnect:
+            status = CLIENT_CLOSED  # nobody waits for an answer
         finally:
-            route = getattr(scope.get("route"), "path", "none")
+            route = SEARCH_ROUTE if search else getattr(scope.get("route"), "path", "none")
             self._metrics.observe(route, status, time.perf_counter() - started)
 
-    def _refused(self, headers: Headers) -> Response | None:
-        length = headers.get("content-length", "0")
-        if length.isascii() and length.isdigit() and int(length) <= self._body_bytes_max:
+    def _refusal(self, scope: Scope) -> ASGIApp | None:
+        length = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        if length.isdigit() and int(length) <= self._body_bytes_max:
             return None
-        return error(413, "too_large", f"the body has {length[:20]} bytes, at most {self._body_bytes_max}")
+        announced = length[:20].decode("latin-1")
+        return problems.error(413, "too_large", f"the body has {announced} bytes, at most {self._body_bytes_max}")

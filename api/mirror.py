@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import msgspec
 from msgspec.structs import replace
 
+from api.problems import NotFound
 from api.status import KNOWN_FOR_S, CollectionStatus, FollowerStatus, PartitionStatus, ReplicaStatus
 from tidemark.collection import Collection
 from tidemark.errors import StoreUnavailable
@@ -155,6 +156,14 @@ class Replica:
         self._seen = (0, ReplicaStatus())
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._refresh, name="open-segments", daemon=True)
+
+    def served(self, name: str) -> Served:
+        """A collection by its name; raises NotFound."""
+        found = self.collections.get(name)
+        if found is None:
+            known = ", ".join(sorted(self.collections))
+            raise NotFound(f"there is no collection {name[:80]!r}; there are: {known}")
+        return found
 
     @property
     def status(self) -> ReplicaStatus:

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from api.mirror import FollowerMirror
-from api.search import NotFound, raw_json, stored
+from api.problems import NotFound
+from api.search import raw_json, stored
 from tidemark import id as ids
 from tidemark import searcher
 from tidemark.errors import BadQuery

@@ -12,6 +12,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
+from api.problems import Unsupported
 from tidemark.errors import BadQuery
 from tidemark.searcher import K_MAX
 
@@ -169,10 +170,6 @@ def write_request(body: bytes) -> WriteRequest:
     if not 1 <= count <= WRITES_MAX:
         raise BadQuery(f"the request holds {count} records: 1 to {WRITES_MAX} at once")
     return request
-
-
-class Unsupported(BadQuery):
-    """A part of the contract that a later version answers."""
 
 
 def _decoded(decoder: "msgspec.json.Decoder[T]", body: bytes) -> T:

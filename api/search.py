@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from api import schemas
 from api.mirror import FollowerMirror, Served
+from api.problems import NotFound, NotReady
 from tidemark import id as ids
 from tidemark import searcher, service
 from tidemark.errors import NotFreshEnough, Overloaded
@@ -120,17 +121,11 @@ def _numbers_scanned(views: Sequence[SearchedView], queries: int, request: schem
     dimension = views[0].collection.dimension
     if request.exact:
         return queries * dimension * sum(view.live_rows + view.dead_rows for view in views)
-    built = sum(segment.is_built for view in views for segment in view.searcher.segments)
+    snapshots = [view.searcher for view in views]
+    scanned = sum(snapshot.scan_cost for snapshot in snapshots)
+    built = sum(segment.is_built for snapshot in snapshots for segment in snapshot.segments)
     effort = max(1.0, request.effort) * max(1.0, request.k / 100)
-    return queries * (dimension * sum(view.scan_cost for view in views) + built * effort * INDEX_NUMBERS)
-
-
-class NotFound(Exception):
-    """Answered as 404."""
-
-
-class NotReady(Exception):
-    """Answered as 503."""
+    return queries * (dimension * scanned + built * effort * INDEX_NUMBERS)
 
 
 def encode(

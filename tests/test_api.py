@@ -1,6 +1,7 @@
 """The HTTP contract (design section 10), against a real api process and a real broker."""
 
 import json
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -272,6 +273,16 @@ def test_a_large_body_is_413_with_and_without_a_length(client: httpx.Client, pat
     assert_error(client.post(path, content=b"x" * 100_001, headers=headers), 413)
     endless = (b"x" * 10_000 for _ in range(20))
     assert_error(client.post(path, content=endless, headers=headers), 413)
+
+
+@pytest.mark.parametrize("path", [SEARCH, VECTORS])
+def test_a_client_that_goes_away_in_the_middle_of_a_body_is_counted_as_499(client: httpx.Client, path: str) -> None:
+    assert client.base_url.port is not None
+    with socket.create_connection((client.base_url.host, client.base_url.port)) as connection:
+        head = f"POST {path} HTTP/1.1\r\nhost: tests\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n"
+        connection.sendall(head.encode() + b'{"vector"')
+    counted = f'tidemark_http_requests_total{{route="{path.replace("docs", "{c}")}",status="499"}}'
+    eventually(lambda: counted in client.get("/metrics").text)
 
 
 def test_the_lag_is_known_and_zero_when_caught_up(client: httpx.Client) -> None:

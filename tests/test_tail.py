@@ -52,7 +52,7 @@ def recall(view: View | ViewMirror) -> float:
 
 def test_codes_find_what_the_exact_scan_finds_for_an_eighth_of_its_cost() -> None:
     view = coded()
-    assert view.scan_cost == pytest.approx(index.CODES_SCAN_COST * ROWS)
+    assert view.searcher.scan_cost == pytest.approx(index.CODES_SCAN_COST * ROWS)
     assert recall(view) >= 0.95
 
 
@@ -67,9 +67,9 @@ def test_rows_added_after_the_codes_are_found_too() -> None:
 def test_more_codes_are_made_of_new_rows_with_the_codebooks_at_hand() -> None:
     view = coded(VECTORS[:2_000])
     put(view, 2_000, VECTORS[2_000:])
-    assert view.scan_cost > 4_000
+    assert view.searcher.scan_cost > 4_000
     encode(view)
-    assert view.scan_cost == pytest.approx(index.CODES_SCAN_COST * ROWS)
+    assert view.searcher.scan_cost == pytest.approx(index.CODES_SCAN_COST * ROWS)
     assert recall(view) >= 0.95
 
 
@@ -96,9 +96,9 @@ def test_another_process_searches_by_the_codes_where_they_were_made() -> None:
     view = View(COLLECTION, 0, tail_rows=8_192, shared=True)
     mirror = ViewMirror(COLLECTION, view.place)
     put(view, 0, VECTORS)
-    assert mirror.scan_cost == ROWS
+    assert mirror.searcher.scan_cost == ROWS
     encode(view)
-    assert mirror.scan_cost == pytest.approx(index.CODES_SCAN_COST * ROWS)
+    assert mirror.searcher.scan_cost == pytest.approx(index.CODES_SCAN_COST * ROWS)
     assert recall(mirror) >= 0.95
     view.follow([], 4_000, -1, 0)
     assert mirror.live_rows == ROWS - 4_000
@@ -112,7 +112,7 @@ def test_rows_too_many_for_codes_to_tell_apart_are_searched_exactly() -> None:
     view.apply(decode([upsert(n, b"%d" % n, vector) for n, vector in enumerate(vectors)], collection)[0])
     for _ in range(10):
         encode(view)
-    assert view.scan_cost > len(vectors) / 4
+    assert view.searcher.scan_cost > len(vectors) / 4
     assert searcher.search([view], vectors[7:8], 1).hits[0][0].id == b"7"
 
 
@@ -121,7 +121,7 @@ def test_a_collection_without_an_index_makes_no_codes() -> None:
     view = View(collection, 0, tail_rows=8_192)
     view.apply(decode([upsert(n, b"%d" % n, vector) for n, vector in enumerate(VECTORS)], collection)[0])
     encode(view)
-    assert view.scan_cost == ROWS
+    assert view.searcher.scan_cost == ROWS
 
 
 def test_a_tail_whose_codes_are_full_holds_them_all() -> None:

@@ -68,10 +68,7 @@ class SearchParameters:
 
 
 def _smallest(numbers: NDArray[np.float32], last: int) -> np.float32:
-    """`np.partition(numbers, last)[last]`; of thousands, found among the few that the least of each block allow."""
-    if last < len(numbers) // 16:
-        least: NDArray[np.float32] = numbers[: len(numbers) // 16 * 16].reshape(16, -1).min(axis=0)
-        numbers = numbers[numbers <= np.partition(least, last)[last]]
+    """The number that sorting would put at `last`."""
     return np.partition(numbers, last)[last]  # type: ignore[no-any-return]
 
 
@@ -125,14 +122,14 @@ class Index:
         from all rows, whose neighbours lie scattered over lists that are almost equally far.
         """
         least, most = min(self.lists, math.ceil(LISTS_LEAST * effort)), min(self.lists, LISTS_MOST * effort)
-        last = min(REACH_FROM, self.lists) - 1
+        last, farthest = min(REACH_FROM, self.lists) - 1, np.float32((1 + reach) ** 2)
         found = []
         for query in queries:
             squares = self._to_centroids(query)
             third = _smallest(squares, last)
-            lists = np.flatnonzero(squares <= third * np.float32((1 + reach) ** 2))
+            lists = (squares <= third * farthest).nonzero()[0]
             if len(lists) < least:
-                lists = np.flatnonzero(squares <= _smallest(squares, least - 1))
+                lists = (squares <= _smallest(squares, least - 1)).nonzero()[0]
             if len(lists) > most:
                 lists = lists[squares[lists] <= _smallest(squares[lists], most - 1)][:most]
             found.append(lists)

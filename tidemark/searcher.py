@@ -7,8 +7,10 @@ the tails, the rows added since are scanned too. The positions reported are the 
 before them is reflected, something after them may be.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +27,7 @@ from tidemark.tail import Tail
 K_MAX = 1_000
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
+class Hit(NamedTuple):
     """A row found: where it is, and its distance (public sense: smaller is nearer)."""
 
     id: bytes
@@ -52,16 +53,14 @@ class Hit:
         return self.rows.timestamp_of(self.row)
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """Hits per query, nearest first, and the positions they reflect per partition."""
 
     hits: list[list[Hit]]
     positions: dict[int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class _Candidates:
+class _Candidates(NamedTuple):
     rows: ReadableRows
     partition: int
     distances: NDArray[np.float32]
@@ -75,11 +74,12 @@ def prepare_queries(vectors: NDArray[np.float32], collection: Collection) -> NDA
         raise BadQuery(
             f"the query has {has} numbers, collection {collection.name!r} has dimension {collection.dimension}"
         )
-    if not np.isfinite(vectors).all():
-        raise BadQuery("the query holds NaN, an infinity or a number beyond float32")
     squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
+    longest = squares.max(initial=0.0)  # NaN when one is
+    if not longest <= SQUARED_NORM_MAX and not np.isfinite(vectors).all():
+        raise BadQuery("the query holds NaN, an infinity or a number beyond float32")
     if collection.metric != "cosine":
-        if not (squares <= SQUARED_NORM_MAX).all():
+        if longest > SQUARED_NORM_MAX:
             raise BadQuery(f"the query's squared length is beyond {SQUARED_NORM_MAX:g}: distances would be infinite")
         return np.ascontiguousarray(vectors)
     norms = np.sqrt(squares)
@@ -157,15 +157,15 @@ def _nearest(found: Sequence[_Candidates], line: int, k: int, metric: Metric) ->
     if not found:
         return []
     distances = public_distance(np.concatenate([part.distances[line] for part in found]), metric)
-    labels = np.concatenate([part.labels[line] for part in found])
-    bounds = np.cumsum([part.labels.shape[1] for part in found])
+    rows = np.concatenate([part.labels[line] for part in found]).tolist()
+    bounds = list(accumulate(part.labels.shape[1] for part in found))
     hits: dict[bytes, Hit] = {}
-    order = distances.argsort(kind="stable")
-    order = order[labels[order] >= 0]
-    parts = bounds.searchsorted(order, side="right")
-    for number, row, distance in zip(parts.tolist(), labels[order].tolist(), distances[order].tolist(), strict=True):
-        part = found[number]
-        hit = Hit(part.rows.id_of(row), distance, part.rows, row, part.partition)
+    for position in distances.argsort(kind="stable").tolist():
+        row = rows[position]
+        if row < 0:
+            continue
+        part = found[bisect_right(bounds, position)]
+        hit = Hit(part.rows.id_of(row), float(distances[position]), part.rows, row, part.partition)
         other = hits.setdefault(hit.id, hit)
         if other is not hit and other.partition == hit.partition and other.offset < hit.offset:
             del hits[hit.id]  # the nearer one was the older version; the newer takes its own place

@@ -5,7 +5,7 @@ lie two regions of shared memory: words (kills, position, newest timestamp) and 
 names segments and tails. Whoever reads the position before the structure finds everything before it.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -46,14 +46,18 @@ class ViewPlace(msgspec.Struct, frozen=True):
     structure: str
 
 
-@dataclass(frozen=True, slots=True)
-class PartitionSearcher:
+class PartitionSearcher(NamedTuple):
     """An immutable snapshot: everything below `position` is in it, and nothing of it is ever half there."""
 
     segments: tuple[Segment, ...]
     tails: tuple[Tail, ...]
     position: int
     newest_timestamp: int
+
+    @property
+    def scan_cost(self) -> float:
+        """What every search scans, in rows compared exactly."""
+        return sum(tail.scan_cost for tail in self.tails) + sum(segment.scan_cost for segment in self.segments)
 
 
 class SearchedView:
@@ -106,13 +110,6 @@ class SearchedView:
         flat = [segment.first_offset for segment in searcher.segments if not segment.is_built and segment.rows]
         tails = [int(tail.offsets[tail.first]) for tail in searcher.tails if tail.count]
         return min([*flat, *tails, self.position])
-
-    @property
-    def scan_cost(self) -> float:
-        """What every search scans, in rows compared exactly."""
-        searcher = self.searcher
-        in_tails = sum(tail.scan_cost for tail in searcher.tails)
-        return in_tails + sum(segment.scan_cost for segment in searcher.segments)
 
     def recent_row(self, id_: bytes) -> tuple[Tail, int] | None:
         """The tail and row that hold an id's newest version, None when no tail does."""

@@ -14,7 +14,6 @@ Knows nothing of Kafka, manifests or HTTP. Reading is in `searcher.py`.
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -99,7 +98,7 @@ class View(SearchedView):
         self._words[POSITION], self._words[NEWEST_TIMESTAMP] = searcher.position, searcher.newest_timestamp
 
     def _change(self, **changes: Any) -> None:
-        self._show(replace(self.searcher, **changes))
+        self._show(self.searcher._replace(**changes))
 
     def announce(self, coming: Sequence[Segment]) -> None:
         """Tell other processes the structure, and segments that they may open already."""
