@@ -41,8 +41,8 @@ bench-churn: .venv/dev.stamp  ## recall while rows come and go, drawn in docs/ch
 bench-growth: .venv/dev.stamp  ## how search cost grows with rows and partitions, and a build against FAISS (some minutes)
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.growth
 
-bench-hot-paths: .venv/dev.stamp  ## where the microseconds of a search and of a record go
-	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.hot_paths
+bench-hot-paths: .venv/dev.stamp  ## where the microseconds of a search, a record and a build go
+	@OMP_WAIT_POLICY=PASSIVE OPENBLAS_NUM_THREADS=1 $(BIN)/python -m benchmarks.hot_paths
 
 .venv/peers.stamp: .venv/uv.stamp requirements-dev.lock benchmarks/requirements-peers.txt
 	@echo "making an environment with the peers' packages" && $(BIN)/uv venv -q --clear --python $(BIN)/python .venv/peers

@@ -1,4 +1,4 @@
-"""Where the microseconds of a search and of a record go: `make bench-hot-paths`.
+"""Where the microseconds of a search, of a record and of a build go: `make bench-hot-paths`.
 
 One thread, one process, no Kafka, no HTTP, warm caches: what the code costs by itself, step by step. A search sees
 the state of a replica under ingestion: two indexed segments and a tail with codes of most of its rows. Medians in
@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from benchmarks import machine, sift
 from benchmarks.growth import rows_of
-from tidemark import index, searcher
+from tidemark import index, pq, searcher
 from tidemark.collection import Collection, IndexParameters
-from tidemark.exact import use_one_thread_per_search
+from tidemark.exact import nearest_of_many, use_one_thread_per_search
 from tidemark.record import decode
 from tidemark.segment import Segment, write_segment
 from tidemark.view import View
@@ -149,6 +149,27 @@ def segment_figures(segment: Segment, queries: NDArray[np.float32]) -> dict[str,
     }
 
 
+def build_path(rows: NDArray[np.float32]) -> dict[str, float]:
+    """CPU time a row of an index, and of its dearest parts; the codes also as FAISS makes them."""
+    made = index.build(rows, "l2", IndexParameters(), seed=0)[0].faiss
+    some_rows = rows[: pq.TRAINING_ROWS]
+    parts: dict[str, Callable[[], Any]] = {
+        "an index": lambda: index.build(rows, "l2", IndexParameters(), seed=0),
+        "codes": lambda: pq.Encoder(made.pq, some_rows).encode(rows),
+        "codes by FAISS": lambda: made.pq.compute_codes(rows),
+        f"neighbours of {index.CALIBRATION_QUERIES} rows": lambda: nearest_of_many(
+            rows, rows[: index.CALIBRATION_QUERIES], 2 * K, "l2"
+        ),
+    }
+    return {f"build: {name}, a row": cpu_us(part) / len(rows) for name, part in parts.items()}
+
+
+def cpu_us(work: Callable[[], Any]) -> float:
+    started = time.process_time()
+    work()
+    return (time.process_time() - started) * 1e6
+
+
 def main() -> None:
     use_one_thread_per_search()
     rows = sum(INDEXED)
@@ -157,6 +178,7 @@ def main() -> None:
         view = View(COLLECTION, 0, shared=True)
         view.open(segments(data, Path(directory)), rows, 0, 0)
         figures = {**backlog_path(data), **record_path(data, view), **search_path(data, view)}
+        figures |= build_path(data.base[:rows])
     about = machine.describe(seed=0)
     versions = f"faiss {about['versions']['faiss-cpu']}, numpy {about['versions']['numpy']}"
     print(f"\n{about['processor']}, {about['cores']} cores; {about['faiss_simd']}; {versions}; seed 0\n")

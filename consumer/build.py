@@ -21,8 +21,7 @@ from tidemark import service
 from tidemark.collection import IndexParameters
 from tidemark.crash_point import reach
 from tidemark.manifest import SegmentEntry
-from tidemark.rows import concatenate
-from tidemark.segment import Segment, write_segment
+from tidemark.segment import Segment, merged, write_segment
 
 
 class Input(msgspec.Struct, frozen=True):
@@ -53,22 +52,21 @@ def pack_dead(mask: np.ndarray) -> str:
     return base64.b64encode(np.packbits(mask, bitorder="little").tobytes()).decode()
 
 
+def _open(job: Job, source: Input) -> Segment:
+    segment = Segment(Path(job.directory) / source.entry.name, source.entry, job.dimension, job.metric)
+    packed = np.frombuffer(base64.b64decode(source.dead), np.uint8)
+    segment.kill(np.flatnonzero(np.unpackbits(packed, count=segment.rows, bitorder="little")))
+    return segment
+
+
 def run(job: Job) -> Result:
     """Do one job; raises CorruptCheckpoint when an input's bytes are not what its entry says."""
     faiss.omp_set_num_threads(job.threads)
-    directory = Path(job.directory)
-    parts = []
-    for source in job.inputs:
-        segment = Segment(directory / source.entry.name, source.entry, job.dimension, job.metric)
-        packed = np.frombuffer(base64.b64decode(source.dead), np.uint8)
-        dead = np.flatnonzero(np.unpackbits(packed, count=segment.rows, bitorder="little"))
-        segment.kill(dead.astype(np.int64))
-        parts.append(segment.live_part())
-    rows = concatenate(parts)
+    rows = merged([_open(job, source) for source in job.inputs])
     reach("build-read")
     if not len(rows):
         return Result(job.output, None)
-    entry = write_segment(directory / job.output, rows, job.metric, job.index, len(rows))
+    entry = write_segment(Path(job.directory) / job.output, rows, job.metric, job.index, len(rows))
     reach("build-written")
     return Result(job.output, entry)
 

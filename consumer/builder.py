@@ -97,8 +97,9 @@ class Builder:
                 [sys.executable, "-m", "consumer.build"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                # Its threads wait for each other asleep: spinning ones would take the cores they gave way on.
-                env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
+                # FAISS's threads wait for each other asleep, and numpy gets one: spinning ones would take the cores
+                # they gave way on.
+                env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_NUM_THREADS": "1"},
             )
         return self._process
 

@@ -21,8 +21,8 @@ from tidemark import searcher
 from tidemark.collection import Collection, IndexKind, IndexParameters
 from tidemark.manifest import SegmentEntry
 from tidemark.record import Message, decode
-from tidemark.rows import Rows, concatenate
-from tidemark.segment import Segment, write_segment
+from tidemark.rows import Rows
+from tidemark.segment import Segment, merged, write_segment
 from tidemark.view import View
 
 DIMENSION = 3
@@ -179,7 +179,7 @@ class TwoViews(RuleBasedStateMachine):
         self.build = Build(
             inputs=[segment.name for segment in inputs],
             dead={segment.name: segment.dead_mask() for segment in inputs},
-            rows=concatenate([segment.live_part() for segment in inputs]),
+            rows=merged(inputs),
             kind=kind,
         )
 

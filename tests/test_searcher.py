@@ -16,8 +16,7 @@ from tidemark.collection import Collection, IndexKind, IndexParameters
 from tidemark.errors import BadQuery
 from tidemark.mirror import ViewMirror
 from tidemark.record import Message, decode
-from tidemark.rows import concatenate
-from tidemark.segment import Segment, write_segment
+from tidemark.segment import Segment, merged, write_segment
 from tidemark.snapshot import PartitionSearcher, SearchedView
 from tidemark.view import View
 
@@ -97,7 +96,7 @@ class Writer:
     def build(self) -> None:
         inputs = self.leader.searcher.segments
         dead = {segment.name: segment.dead_mask() for segment in inputs}
-        rows = concatenate([segment.live_part() for segment in inputs])
+        rows = merged(inputs)
         self.batch([FIXED[at] for at in self.rng.integers(len(FIXED), size=20)], [])
         directory = self.directory / f"seg-{next(self.names)}"
         entry = write_segment(directory, rows, "l2", self.parameters, seed=1)

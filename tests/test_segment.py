@@ -14,8 +14,7 @@ from tidemark.collection import IndexKind, IndexParameters, Metric
 from tidemark.errors import CorruptCheckpoint
 from tidemark.manifest import SegmentEntry
 from tidemark.record import hash_ids
-from tidemark.rows import concatenate
-from tidemark.segment import Segment, remove_segment_files, write_segment
+from tidemark.segment import Segment, merged, remove_segment_files, write_segment
 
 KINDS: tuple[IndexKind, ...] = ("flat", "hnsw", "ivfpq")
 
@@ -194,10 +193,10 @@ def test_the_live_part_of_several_segments_is_their_live_rows_in_order(tmp_path:
     second = segment_of(tmp_path / "b", embeddings(5, 3, seed=1))
     first.kill(np.array([0, 9]))
     second.kill(np.arange(5))
-    rows = concatenate([first.live_part(), second.live_part()])
+    rows = merged([first, second])
     assert rows.offsets.tolist() == list(range(1, 9))
     assert np.isfinite(rows.vectors).all()
-    assert len(concatenate([second.live_part()])) == 0
+    assert len(merged([second])) == 0
 
 
 def test_removing_a_segment_twice_is_fine(tmp_path: Path) -> None:

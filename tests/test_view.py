@@ -12,8 +12,7 @@ from tests.model import Model, Operation
 from tidemark import searcher
 from tidemark.collection import Collection, IndexParameters
 from tidemark.record import Message, decode
-from tidemark.rows import concatenate
-from tidemark.segment import Segment, write_segment
+from tidemark.segment import Segment, merged, write_segment
 from tidemark.view import View
 
 COLLECTION = Collection(name="c", topic="t", dimension=2, metric="l2")
@@ -202,7 +201,7 @@ def build(view: View, disk: Disk, names: list[str], meanwhile: Sequence[Message]
     """Build the named segments into one, as a builder would; some messages arrive before it is installed."""
     inputs = [segment for segment in view.searcher.segments if segment.name in names]
     dead = {segment.name: segment.dead_mask() for segment in inputs}
-    rows = concatenate([segment.live_part() for segment in inputs])
+    rows = merged(inputs)
     if meanwhile:
         apply(view, meanwhile)
     view.install(disk.write(rows, ANN) if len(rows) else None, [segment.name for segment in inputs], dead)
@@ -245,7 +244,7 @@ def test_builds_are_carried_over_in_the_order_the_builder_read_them(tmp_path: Pa
     second, first = view.searcher.segments
     inputs = [first, second]
     dead = {segment.name: segment.dead_mask() for segment in inputs}
-    built = disk.write(concatenate([segment.live_part() for segment in inputs]))
+    built = disk.write(merged(inputs))
     apply(view, [log.drop(b"b"), log.drop(b"c")])
     view.install(built, [segment.name for segment in inputs], dead)
     assert_is(view, log.model(log.end))

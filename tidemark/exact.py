@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tidemark.collection import Metric
 
 # Products with so many rows at a time stay in the caches.
-_BLOCK_ROWS = 4_096
+_BLOCK_ROWS = 2_048
 
 
 def faiss_metric(metric: Metric) -> Any:
@@ -36,24 +36,30 @@ def nearest_of_many(
 ) -> NDArray[np.int64]:
     """Row numbers (nq, min(k, n)) of the nearest rows for hundreds of queries, nearest first up to rounding.
 
-    By matrix products, of which few are looked at again: a third of `exact_search`'s time for 200 queries.
+    By matrix products, most of which are only compared with the worst row kept: for 200 queries half as long as
+    `exact_search`, and on one thread.
     """
     k, lines = min(k, len(rows)), np.arange(len(queries))
-    best = np.full((len(queries), k), np.inf, np.float32)
-    labels = np.zeros((len(queries), k), np.int64)
-    for first in range(0, len(rows), _BLOCK_ROWS):
-        block = rows[first : first + _BLOCK_ROWS]
-        scores = queries @ block.T
-        np.negative(scores, out=scores)
+    best, labels = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+    worst = np.full((len(queries), 1), np.inf, np.float32)
+    gathered: list[tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]] = []
+    negative = -queries
+    first, width = 0, k
+    while first < len(rows):
+        block = rows[first : first + width]
+        scores = negative @ block.T
         if metric == "l2":
             scores += np.einsum("ij,ij->i", block, block) / np.float32(2)
-        line, column = np.nonzero(scores < best.max(axis=1)[:, None])
-        line, score = np.concatenate([np.repeat(lines, k), line]), np.concatenate([best.ravel(), scores[line, column]])
-        label = np.concatenate([labels.ravel(), first + column])
-        order = np.lexsort((score, line))
-        starts = np.searchsorted(line[order], lines)
-        nearest = order[starts[:, None] + np.arange(k)]
-        best, labels = score[nearest], label[nearest]
+        nearer = np.flatnonzero(scores < worst)
+        gathered.append((nearer // len(block), scores.ravel()[nearer], first + nearer % len(block)))
+        first, width = first + len(block), min(2 * width, _BLOCK_ROWS)
+        if first >= len(rows) or sum(len(part[0]) for part in gathered) >= k * len(queries):
+            kept = (np.repeat(lines, best.shape[1]), best.ravel(), labels.ravel())
+            line, score, label = map(np.concatenate, zip(kept, *gathered, strict=True))
+            order = np.lexsort((score, line))
+            nearest = order[np.searchsorted(line[order], lines)[:, None] + np.arange(k)]
+            best, labels = score[nearest], label[nearest]
+            worst, gathered = best[:, -1:], []
     return labels
 
 

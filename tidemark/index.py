@@ -8,6 +8,7 @@ Knows nothing of ids, dead rows' causes, files' names or Kafka. Used by `segment
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from tidemark import ivf
+from tidemark import ivf, pq
 from tidemark.collection import IndexKind, IndexParameters, Metric
 from tidemark.errors import CorruptCheckpoint
 from tidemark.exact import faiss_metric, nearest_of_many, public_distance
@@ -40,7 +41,7 @@ SHORTFALL_MAX = 0.01
 # Codes of rows in memory (`codes.py`): more rows make the codebooks hardly better, and more lists the searches hardly
 # faster: of 300k rows of SIFT 64 lists leave a quarter to scan (0.31 ms), and to find the nearest of 256 instead takes
 # 1 us a row more.
-CODES_TRAINING_ROWS, CODES_LISTS = 4_096, 64
+CODES_TRAINING_ROWS, CODES_LISTS = pq.TRAINING_ROWS, 64
 # A search of 65k rows of 128-d by 4-bit codes in so many lists takes 0.07 ms, an exact one 1.3 ms (AVX2, one thread).
 CODES_SCAN_COST = 0.05
 
@@ -80,20 +81,23 @@ class Index:
         self.metric: Metric = "l2" if index.metric_type == faiss.METRIC_L2 else "ip"  # cosine: of unit vectors
         self.is_hnsw = isinstance(index, faiss.IndexHNSW)
         self.lists = 1 if self.is_hnsw else int(index.nlist)
+        self._encoder: pq.Encoder | None = None
         if not self.is_hnsw:
             quantizer: Any = faiss.downcast_index(index.quantizer)
             self._quantizer, self._centroids_pointer = quantizer, quantizer.get_xb()
-        if self.lists > 1 and self.metric == "ip":
+        if not self.is_hnsw and self.metric == "ip":
             centroids = ivf.centroids_of(index)
             self._square_max = float(np.einsum("ij,ij->i", centroids, centroids).max())
 
     def encoded(self, vectors: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """The product codes (n, code bytes) of vectors, and the number of each one's list (n,); not of hnsw."""
-        return self.faiss.pq.compute_codes(vectors), self._quantizer.search(vectors, 1)[1][:, 0]
+        if self._encoder is None:
+            self._encoder = pq.Encoder(self.faiss.pq, vectors)
+        return self._encoder.encode(vectors), self._quantizer.search(vectors, 1)[1][:, 0]
 
     def error(self, vectors: NDArray[np.float32], codes: NDArray[np.uint8]) -> float:
         """Mean squared distance between vectors and what their codes stand for."""
-        return float(np.square(vectors - self.faiss.pq.decode(codes)).sum(axis=1).mean())
+        return pq.error(self.faiss.pq, vectors, codes)
 
     def _to_centroids(self, query: NDArray[np.float32]) -> NDArray[np.float32]:
         """Squared distances (lists,) of one query to the centroids.
@@ -199,10 +203,10 @@ def _build_ivfpq(rows: NDArray[np.float32], metric: Metric, lists: int, training
     index.pq.cp.niter, index.pq.cp.seed = ivf.TRAINING_ITERATIONS, 1 + seed % 2**30
     index.pq.cp.min_points_per_centroid = 1
     picked = np.random.default_rng(seed).choice(count, min(count, training), replace=False)
-    training_rows = rows[np.sort(picked)]
-    quantizer.add(ivf.train(training_rows, lists, metric, seed))
+    quantizer.add(ivf.train(rows[np.sort(picked)], lists, metric, seed))
+    training_rows = rows[np.sort(picked[: pq.TRAINING_ROWS])]
     index.train(training_rows)
-    ivf.fill(index, rows, metric)
+    ivf.fill(index, rows, pq.Encoder(index.pq, training_rows).encode(rows), metric)
     return index
 
 
@@ -261,22 +265,21 @@ def _calibrate(index: Index, rows: NDArray[np.float32], target: float, seed: int
         best = measured(SearchParameters(HNSW_EF_MAX))
         # efSearch below k counts as k: what was measured with CALIBRATION_K + 1 would not hold for a smaller k.
         return _least_effort(best, target, CALIBRATION_K, lambda ef: measured(SearchParameters(ef)))
-    best = SearchParameters(recall=-1.0)
-    for k_factor in (8, 16, 32, 64):
-        best = max(best, measured(SearchParameters(index.lists, k_factor)), key=lambda found: found.recall)
-        if best.recall >= target:
-            break
-    if index.lists == 1:
-        return best
     sample = np.ascontiguousarray(rows[:: max(1, len(rows) // CALIBRATION_QUERIES)])
     squares = index.sorted_squares(sample)
     from_squares = np.maximum(squares[:, min(REACH_FROM, index.lists) - 1], np.finfo(np.float32).tiny)
 
-    def probing(effort: int) -> SearchParameters:
+    def probing(effort: int, k_factor: int) -> SearchParameters:
         reach = math.sqrt(float(np.median(squares[:, effort - 1] / from_squares))) - 1
-        return measured(replace(best, effort=effort, reach=max(0.0, reach)))
+        return measured(SearchParameters(effort, k_factor, reach=max(0.0, reach) if effort < index.lists else 0.0))
 
-    return _least_effort(best, target, 1, probing)
+    best = SearchParameters(recall=-1.0)
+    # An eighth of the lists is as good as all of them, but for rows without structure.
+    for k_factor, effort in product((8, 16, 32, 64), (-(-index.lists // 8), index.lists)):
+        best = max(best, probing(effort, k_factor), key=lambda found: found.recall)
+        if best.recall >= target:
+            break
+    return _least_effort(best, target, 1, lambda effort: probing(effort, best.k_factor))
 
 
 def _least_effort(

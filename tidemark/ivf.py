@@ -113,9 +113,8 @@ def centroids_of(index: Any) -> NDArray[np.float32]:
     return centroids
 
 
-def fill(index: Any, rows: NDArray[np.float32], metric: Metric) -> None:
-    """Add rows to a trained IndexIVFPQFastScan that has none."""
-    codes = index.pq.compute_codes(rows)
+def fill(index: Any, rows: NDArray[np.float32], codes: NDArray[np.uint8], metric: Metric) -> None:
+    """Add rows and their codes (n, code bytes) to a trained IndexIVFPQFastScan that has none."""
     lists = faiss.downcast_InvertedLists(index.invlists)
     for number, members in enumerate(_members(assign(rows, centroids_of(index), metric), index.nlist)):
         if len(members):

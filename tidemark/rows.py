@@ -56,12 +56,12 @@ def texts_of(column: Any) -> Texts:
     return Texts(memoryview(ends or bytes(8))[8 * column.offset :], heap or b"")
 
 
-def concatenate(parts: Sequence[Rows]) -> Rows:
-    """The rows of all parts, in the parts' order; one part is not copied."""
+def concatenate(parts: Sequence[Rows], vectors: NDArray[np.float32] | None = None) -> Rows:
+    """The rows of all parts, in the parts' order; one part is not copied. `vectors`: theirs, in one array already."""
     if len(parts) == 1:
         return parts[0]
     return Rows(
-        vectors=np.concatenate([part.vectors for part in parts]),
+        vectors=np.concatenate([part.vectors for part in parts]) if vectors is None else vectors,
         ids=pa.concat_arrays([part.ids for part in parts]),
         offsets=np.concatenate([part.offsets for part in parts]),
         timestamps=np.concatenate([part.timestamps for part in parts]),

@@ -10,6 +10,7 @@ One writer kills rows; any number of readers search, without locks. Knows nothin
 import os
 from collections.abc import Collection, Sequence
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 
 import msgspec
@@ -26,7 +27,7 @@ from tidemark.exact import exact_search
 from tidemark.files import fsync_directory, fsync_file
 from tidemark.live_rows import LiveRows
 from tidemark.manifest import FileEntry, SegmentEntry
-from tidemark.rows import Rows, texts_of
+from tidemark.rows import Rows, concatenate, texts_of
 from tidemark.shared_memory import Region
 
 HASHED_BYTES = 2 * 2**20
@@ -342,14 +343,15 @@ class Segment:
     def is_live(self, row: int) -> bool:
         return self._live.is_live(row)
 
-    def live_part(self) -> Rows:
-        """The rows alive now, vectors copied, for a merge."""
+    def _live_part(self, vectors: NDArray[np.float32]) -> Rows:
+        """The rows alive now; their vectors are copied into `vectors` (live rows, dimension)."""
         rows = np.flatnonzero(~self.dead_mask())
         taken = pa.array(rows)
         hashes = np.empty_like(self._sorted_hashes)
         hashes[self._sorted_rows] = self._sorted_hashes
+        np.take(self._written, rows, axis=0, out=vectors, mode="clip")
         return Rows(
-            vectors=self._written[rows],
+            vectors=vectors,
             ids=self.ids.take(taken),
             offsets=self.offsets[rows],
             timestamps=self.timestamps[rows],
@@ -357,6 +359,15 @@ class Segment:
             digests=self.digests[rows],
             hashes=hashes[rows],
         )
+
+
+def merged(segments: Sequence[Segment]) -> Rows:
+    """The live rows of segments of the same dimension, one after the other."""
+    ends = list(accumulate(segment.live_count for segment in segments))
+    vectors = np.empty((ends[-1], segments[0].vectors.shape[1]), np.float32)
+    starts = [0, *ends[:-1]]
+    parts = [s._live_part(vectors[start:end]) for s, start, end in zip(segments, starts, ends, strict=True)]
+    return concatenate(parts, vectors)
 
 
 def remove_segment_files(directory: Path) -> None:
