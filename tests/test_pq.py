@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from tests.rows import embeddings
 from tidemark.index import codes_of
-from tidemark.pq import Encoder, error
+from tidemark.pq import Encoder, error, start_apart
 
 ROWS = 20_000
 
@@ -44,6 +44,18 @@ def test_codes_are_nearly_as_good_as_faiss_s(made: Any, scale: float) -> None:
     quantizer = trained(rows)
     ours, theirs = Encoder(quantizer, rows).encode(rows), quantizer.compute_codes(rows)
     assert error(quantizer, rows, ours) <= 1.03 * error(quantizer, rows, theirs)
+
+
+def test_centroids_that_start_apart_are_better_where_many_rows_are_equal() -> None:
+    rng = np.random.default_rng(0)
+    rows = (rng.exponential(1, (ROWS, 32)) * (rng.random((ROWS, 32)) < 0.3)).astype(np.float32)
+    anyhow, apart = (faiss.ProductQuantizer(32, 16, 4) for _ in range(2))
+    start_apart(apart, rows, seed=0)
+    for quantizer in (anyhow, apart):
+        quantizer.cp.niter = 8
+        quantizer.train(rows[:4_096])
+    errors = [error(quantizer, rows, quantizer.compute_codes(rows)) for quantizer in (apart, anyhow)]
+    assert errors[0] <= 0.9 * errors[1]
 
 
 @pytest.mark.parametrize("dimension", [1, 2, 3, 6, 17, 128])

@@ -26,6 +26,8 @@ from tidemark.shared_memory import Region, fence, room
 _HEAD = Struct("<qqqd")
 # Times the error of the codes of the rows that they were trained on: beyond it rows are too different from those.
 ERROR_MAX = 1.5
+# Of so many rows the error of one is measured.
+MEASURED_EVERY = 4
 
 
 class _Lists(faiss.OnDiskInvertedLists):
@@ -96,7 +98,7 @@ class Codes:
         assert self._encoder is not None
         first = self.rows
         codes, lists = self._encoder.encoded(vectors)
-        error = self._encoder.error(vectors, codes)
+        error = self._encoder.error(vectors[::MEASURED_EVERY], codes[::MEASURED_EVERY])
         self._write(codes, lists, first)
         self._words[0] = first + len(vectors)
         if math.isinf(self._error_max):

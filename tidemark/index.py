@@ -41,7 +41,7 @@ SHORTFALL_MAX = 0.01
 # Codes of rows in memory (`codes.py`): more rows make the codebooks hardly better, and more lists the searches hardly
 # faster: of 300k rows of SIFT 64 lists leave a quarter to scan (0.31 ms), and to find the nearest of 256 instead takes
 # 1 us a row more.
-CODES_TRAINING_ROWS, CODES_LISTS = pq.TRAINING_ROWS, 64
+CODES_TRAINING_ROWS, CODES_LISTS = 2_048, 64
 # A search of 65k rows of 128-d by 4-bit codes in so many lists takes 0.07 ms, an exact one 1.3 ms (AVX2, one thread).
 CODES_SCAN_COST = 0.05
 
@@ -204,7 +204,8 @@ def _build_ivfpq(rows: NDArray[np.float32], metric: Metric, lists: int, training
     index.pq.cp.min_points_per_centroid = 1
     picked = np.random.default_rng(seed).choice(count, min(count, training), replace=False)
     quantizer.add(ivf.train(rows[np.sort(picked)], lists, metric, seed))
-    training_rows = rows[np.sort(picked[: pq.TRAINING_ROWS])]
+    training_rows = rows[picked[: pq.TRAINING_ROWS]]
+    pq.start_apart(index.pq, training_rows, seed)
     index.train(training_rows)
     ivf.fill(index, rows, pq.Encoder(index.pq, training_rows).encode(rows), metric)
     return index
