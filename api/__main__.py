@@ -1,13 +1,17 @@
 """`python -m api` serves the configured collections over HTTP: a replica.
 
 This process follows the log and writes the views, in memory that its HTTP workers (`worker.py`) share: a search
-never waits for the interpreter lock of who applies records. The socket is bound here, so a port in use is a clear
-error and port 0 tells which one it got.
+never waits for the interpreter lock of who applies records. The port is bound here, so one in use is a clear error
+and port 0 tells which one it got.
 """
 
 import gc
 
 gc.disable()  # what is imported stays: looking through it is a tenth of the start
+
+import os
+
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy's second thread would spin on a core that searches need
 
 import argparse
 import logging
@@ -25,6 +29,7 @@ from tidemark.errors import BadConfiguration
 logger = logging.getLogger("api")
 
 TURN_S = 0.1
+BACKLOG = 1024
 # How long a thread keeps the interpreter lock while another one waits for it (Python's default: 5 ms).
 SWITCH_S = 0.001
 
@@ -57,17 +62,24 @@ def _serve(workers: Workers, config: Path | None, stopping: threading.Event) -> 
     settings = load(config)
     service.log_to_stderr(settings.log_format)
     service.cores(settings.api.follower_cpus)  # refused here, not in a thread
-    listener = _listen(settings.api.host, settings.api.port)
-    host, port = listener.getsockname()[:2]
+    port = _reserve(settings.api.host, settings.api.port)
+    host, number = port.getsockname()[:2]
     document = Document()
     serving = Serving(settings, document)
     serving.start()
     count = settings.api.workers or len(service.cores(settings.api.cpus))
-    workers.serve(count, Told(listener, document.name, config))
+
+    def tell() -> Told:
+        listener = _bound(host, number)
+        listener.listen(BACKLOG)
+        return Told(listener, document.name, config)
+
+    workers.serve(count, tell)
     service.collect_garbage()
-    logger.info("listening on http://%s:%d with %d workers; uvloop, httptools; %s", host, port, count, simd_level())
-    while not stopping.wait(TURN_S):
-        workers.turn()
+    logger.info("listening on http://%s:%d with %d workers; uvloop, httptools; %s", host, number, count, simd_level())
+    with port:
+        while not stopping.wait(TURN_S):
+            workers.turn()
     workers.stop()
     serving.close()
 
@@ -78,13 +90,24 @@ def _allow_many_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 65_536)), hard))
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _reserve(host: str, port: int) -> socket.socket:
+    """A socket that keeps the port without listening; the workers' share it."""
     try:
-        return socket.create_server((host, port), backlog=1024)
+        with socket.create_server((host, port)) as alone:  # what shares a port would not be refused
+            number = alone.getsockname()[1]
+        return _bound(host, number)
     except OSError as error:
         raise BadConfiguration(
             f"api.port: cannot listen on {host}:{port} ({error.strerror}): stop what uses it, or set another port"
         ) from error
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    found = socket.socket(socket.AF_INET)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    found.bind((host, port))
+    return found
 
 
 if __name__ == "__main__":

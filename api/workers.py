@@ -1,7 +1,9 @@
-"""The HTTP workers of a replica: child processes that share its socket, its segments and its memory.
+"""The HTTP workers of a replica: child processes that share its port, its segments and its memory.
 
-A worker imports what it needs before it is told what to serve, so the first ones can be started before the
-replica knows that itself. One that ends is started again, with back-off; all of them die with this process.
+A worker imports what it needs before it is told what to serve, so the first one can be started before the replica
+knows that itself. Each listens with a socket of its own, among which the kernel deals connections out: of one socket
+for all, the worker that wakes first takes most. It gets the socket when it is ready, so no connection waits for
+one that is not. A worker that ends is started again, with back-off; all of them die with this process.
 """
 
 import contextlib
@@ -12,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,10 +25,11 @@ STEADY_S = 30.0
 # uvicorn gives requests under way 3 s (worker.py).
 STOP_S = 6.0
 TOLD_BYTES_MAX = 65_536
+_READY = b"r"
 
 
 class Told(NamedTuple):
-    """What a worker is to serve: the listening socket, the name of the replica's document, the settings file."""
+    """What a worker is to serve: its listening socket, the name of the replica's document, the settings file."""
 
     listener: socket.socket
     replica: str
@@ -38,7 +41,9 @@ class Told(NamedTuple):
 
     @classmethod
     def receive(cls, source: socket.socket) -> "Told | None":
-        """Wait for it; None when the replica has ended instead."""
+        """Say that we are ready and wait for it; None when the replica has ended instead."""
+        with contextlib.suppress(BrokenPipeError):  # told already
+            source.send(_READY)
         text, descriptors, _, _ = socket.recv_fds(source, TOLD_BYTES_MAX, 1)
         if not text:
             return None
@@ -53,25 +58,27 @@ class Workers:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = {**os.environ, **environment}
-        self._told: Told | None = None
+        self._tell: Callable[[], Told] | None = None
         self._workers = [_Worker()]
         self._workers[0].start(self._environment)
 
-    def serve(self, count: int, told: Told) -> None:
-        self._told = told
-        self._workers[0].tell(told)
+    def serve(self, count: int, tell: Callable[[], Told]) -> None:
+        """`tell` makes what one worker is told, with a new socket."""
+        self._tell = tell
+        self._workers[0].tell(tell())
         self._workers += [_Worker() for _ in range(count - 1)]
         self.turn()
 
     def turn(self) -> None:
-        """Start what is not running."""
-        assert self._told is not None
+        """Start what is not running, tell what is ready."""
+        assert self._tell is not None
         for worker in self._workers:
             if worker.process is not None and worker.process.poll() is not None:
                 worker.ended()
             if worker.process is None and time.monotonic() >= worker.not_before:
                 worker.start(self._environment)
-                worker.tell(self._told)
+            if worker.waits:
+                worker.tell(self._tell())
 
     def stop(self) -> None:
         running = [worker.process for worker in self._workers if worker.process is not None]
@@ -100,13 +107,26 @@ class _Worker:
             command = [sys.executable, "-m", "api.worker"]
             self.process = subprocess.Popen(command, stdin=told.fileno(), env=environment, process_group=0)
 
+    @property
+    def waits(self) -> bool:
+        """Whether it is ready to be told."""
+        if self._telling is None:
+            return False
+        with contextlib.suppress(BlockingIOError):
+            return self._telling.recv(len(_READY), socket.MSG_DONTWAIT) == _READY
+        return False
+
     def tell(self, told: Told) -> None:
         assert self._telling is not None
-        with self._telling, contextlib.suppress(BrokenPipeError):  # it has ended: it is started again
+        with told.listener, self._telling, contextlib.suppress(BrokenPipeError):  # it has ended: it is started again
             told.send(self._telling)
+        self._telling = None
 
     def ended(self) -> None:
         assert self.process is not None
+        if self._telling is not None:
+            self._telling.close()
+            self._telling = None
         now = time.monotonic()
         if now - self.started_at > STEADY_S:
             self._backoff_s = BACKOFF_S

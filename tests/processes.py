@@ -1,6 +1,7 @@
 """Processes of this machine, for tests that kill some and look whether others are left."""
 
 import contextlib
+import os
 from pathlib import Path
 
 
@@ -25,3 +26,20 @@ def below(pid: int) -> set[int]:
     """Every process that descends from it."""
     found = children(pid)
     return found.union(*(below(child) for child in found))
+
+
+def listeners(port: int) -> int:
+    """How many sockets listen on a port of IPv4."""
+    return len(_sockets(port, state="0A"))
+
+
+def connections(port: int, pid: int) -> int:
+    """How many connections to a port of IPv4 a process has accepted."""
+    owned = {os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir() if path.is_symlink()}
+    return len(owned & _sockets(port, state="01"))
+
+
+def _sockets(port: int, state: str) -> set[str]:
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    found = [line for line in lines if line[3] == state and int(line[1].rpartition(":")[2], 16) == port]
+    return {f"socket:[{line[9]}]" for line in found}

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from cli.local_kafka import LocalKafka
-from tests.processes import children, has_ended
+from tests.processes import children, connections, has_ended, listeners
 from tests.running import World, eventually, rows, world
 from tidemark.topic import Topics
 
@@ -147,6 +147,19 @@ def test_a_killed_http_worker_is_started_again_and_searches_all_rows(kafka: str,
 
         eventually(searched)
         assert process.stop() == 0
+
+
+def test_connections_are_dealt_out_among_http_workers(kafka: str, tmp_path: Path) -> None:
+    with world(tmp_path, kafka, partitions=1, api="workers = 2") as made, contextlib.ExitStack() as opened:
+        process, client = made.ready_api()
+        port = client.base_url.port
+        assert port is not None
+        eventually(lambda: listeners(port) == 2)
+        workers = children(process.child.pid)
+        for _ in range(60):
+            opened.enter_context(socket.create_connection(("127.0.0.1", port)))
+        eventually(lambda: sum(connections(port, worker) for worker in workers) >= 60)
+        assert min(connections(port, worker) for worker in workers) >= 10
 
 
 def test_http_workers_die_with_the_replica(kafka: str, tmp_path: Path) -> None:
