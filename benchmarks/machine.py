@@ -3,6 +3,7 @@
 import contextlib
 import os
 import platform
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -69,3 +70,10 @@ def give_way(pid: int) -> None:
     for task in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(ProcessLookupError):
             os.setpriority(os.PRIO_PROCESS, int(task.name), NICE)
+
+
+def keep_to(pid: int, cpus: Iterable[int]) -> None:
+    """Keep all threads of a process on some cores."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(int(task.name), cpus)

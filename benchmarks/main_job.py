@@ -14,12 +14,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from confluent_kafka import Consumer, Producer, TopicPartition
+from numpy.typing import NDArray
 
 from benchmarks import churn, growth, machine, sift, visibility
 from benchmarks.client import SearchClient
@@ -123,7 +125,7 @@ class Run:
 
     def index_backlog(self) -> None:
         """From the last answer without any row to all rows searchable, then to all rows in built segments."""
-        self.start("consumer")
+        self._consumer = self.start("consumer")
         self._api = self.start("api")
         client = self._wait_for_api(self._port)
         started, searchable = time.perf_counter(), 0.0
@@ -228,16 +230,46 @@ class Run:
     def search_under_ingest(self) -> None:
         assert self._kafka.pid is not None
         machine.give_way(self._kafka.pid)
-        load_process = self._load(20_000, self.seconds + 4.0)
-        time.sleep(3.0)
-        client = self.client()
-        latencies, _ = client.measure(self.data.queries, self.seconds)
+        client, figures = self.client(), self.figures
+        latencies = self._under_ingest(client, os.sched_getaffinity(0))
         client.close()
-        done = json.loads(load_process.communicate()[0])
-        figures = self.figures
-        figures["ingested_per_s"] = done["records"] / done["seconds"]
         figures["http_ingest_p50_ms"], figures["http_ingest_p99_ms"] = _percentiles(latencies)
         figures["search_p99_ingest_over_idle"] = figures["http_ingest_p99_ms"] / figures["http_p99_ms"]
+
+    def search_under_ingest_apart(self) -> None:
+        """The same with searches and their client on one core, all else on the others (`api.cpus`), idle there too."""
+        first, *others = sorted(os.sched_getaffinity(0))
+        if not others:
+            return
+        assert self._kafka.pid is not None
+        machine.keep_to(self._kafka.pid, others)
+        rest = ",".join(map(str, others))
+        _stop(self._api)
+        _stop(self._consumer)
+        self._consumer = self.start("consumer", TIDEMARK_CONSUMER__CPUS=rest)
+        self._api = self.start("api", TIDEMARK_API__CPUS=str(first), TIDEMARK_API__FOLLOWER_CPUS=rest)
+        client = self._wait_until_ready(self._port)
+        self.settle()
+        os.sched_setaffinity(0, {first})  # this thread alone
+        client.measure(self.data.queries[:500], 1.0)
+        idle, _ = client.measure(self.data.queries, self.seconds / 2)
+        busy = self._under_ingest(client, others)
+        os.sched_setaffinity(0, {first, *others})
+        client.close()
+        figures = self.figures
+        figures["apart_idle_p50_ms"], figures["apart_idle_p99_ms"] = _percentiles(idle)
+        figures["apart_ingest_p50_ms"], figures["apart_ingest_p99_ms"] = _percentiles(busy)
+        figures["apart_p99_ingest_over_idle"] = figures["apart_ingest_p99_ms"] / figures["apart_idle_p99_ms"]
+
+    def _under_ingest(self, client: SearchClient, load_cpus: Iterable[int]) -> NDArray[np.float64]:
+        """Latencies in ms of searches while 20,000 records a second arrive."""
+        load_process = self._load(20_000, self.seconds + 4.0)
+        os.sched_setaffinity(load_process.pid, load_cpus)
+        time.sleep(3.0)
+        latencies, _ = client.measure(self.data.queries, self.seconds)
+        done = json.loads(load_process.communicate()[0])
+        self.figures["ingested_per_s"] = done["records"] / done["seconds"]
+        return latencies
 
     def _load(self, rate: int, seconds: float) -> "subprocess.Popen[bytes]":
         command = [sys.executable, "-m", "benchmarks.load", self._kafka.bootstrap_servers, TOPIC]
@@ -322,7 +354,8 @@ def main() -> None:
             _timed(part)
         for part in (run.search_raw, run.saturate, run.visibility, run.settle, run.search_under_ingest):
             _timed(part)
-        _timed(run.restart)
+        for part in (run.restart, run.search_under_ingest_apart):
+            _timed(part)
         run.figures["recall_text"] = recall_of_text()
     if not arguments.quick:
         run.figures["recall_churn_min"] = recall_of_churn()
