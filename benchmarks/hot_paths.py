@@ -1,10 +1,12 @@
 """Where the microseconds of a search, of a record and of a build go: `make bench-hot-paths`.
 
-One thread, one process, no Kafka, no HTTP, warm caches: what the code costs by itself, step by step. A search sees
-the state of a replica under ingestion: two indexed segments and a tail with codes of most of its rows. Medians in
-microseconds over SIFT queries.
+One thread, one process, no Kafka, warm caches: what the code costs by itself, step by step; HTTP by itself too.
+A search sees the state of a replica under ingestion: two indexed segments and a tail with codes of most of its rows.
+Medians in microseconds over SIFT queries.
 """
 
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +18,9 @@ from confluent_kafka import Message
 from numpy.typing import NDArray
 
 from benchmarks import machine, sift
+from benchmarks.client import SearchClient
 from benchmarks.growth import rows_of
+from cli.ports import free_port
 from tidemark import index, pq, searcher
 from tidemark.collection import Collection, IndexParameters
 from tidemark.exact import nearest_of_many, use_one_thread_per_search
@@ -27,7 +31,7 @@ from tidemark.view import View
 COLLECTION = Collection("sift", "sift", sift.DIMENSION, "l2", format="raw")
 INDEXED, NEW, BATCH = (400_000, 100_000), 200_000, 400
 BACKLOG, BACKLOG_BATCH = 200_000, 4_000
-ROUNDS, K = 1_000, 10
+ROUNDS, REQUESTS, K = 1_000, 10_000, 10
 
 
 def median_us(work: Callable[[int], Any], rounds: int = ROUNDS) -> float:
@@ -149,6 +153,44 @@ def segment_figures(segment: Segment, queries: NDArray[np.float32]) -> dict[str,
     }
 
 
+def http_path(queries: NDArray[np.float32]) -> dict[str, float]:
+    """CPU time that uvicorn takes to receive a search and to send an answer, with nothing in between."""
+    port = free_port()
+    command = [sys.executable, "-m", "uvicorn", "benchmarks.constant:app", "--port", str(port)]
+    command += [
+        "--loop",
+        "uvloop",
+        "--http",
+        "httptools",
+        "--lifespan",
+        "off",
+        "--no-access-log",
+        "--log-level",
+        "error",
+    ]
+    with subprocess.Popen(command) as server:
+        client = connected(port)
+        request = client.requests(queries[:1])[0]
+        before = machine.cpu_s(server.pid)
+        for _ in range(REQUESTS):
+            client.post(request)
+        spent = machine.cpu_s(server.pid) - before
+        client.close()
+        server.terminate()
+    return {"HTTP alone, CPU of the server": spent / REQUESTS * 1e6}
+
+
+def connected(port: int) -> SearchClient:
+    deadline = time.monotonic() + 20.0
+    while True:
+        try:
+            return SearchClient(port, "sift")
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
 def build_path(rows: NDArray[np.float32]) -> dict[str, float]:
     """CPU time a row of an index, and of its dearest parts; the codes also as FAISS makes them."""
     made = index.build(rows, "l2", IndexParameters(), seed=0)[0].faiss
@@ -178,7 +220,7 @@ def main() -> None:
         view = View(COLLECTION, 0, shared=True)
         view.open(segments(data, Path(directory)), rows, 0, 0)
         figures = {**backlog_path(data), **record_path(data, view), **search_path(data, view)}
-        figures |= build_path(data.base[:rows])
+        figures |= http_path(data.queries) | build_path(data.base[:rows])
     about = machine.describe(seed=0)
     versions = f"faiss {about['versions']['faiss-cpu']}, numpy {about['versions']['numpy']}"
     print(f"\n{about['processor']}, {about['cores']} cores; {about['faiss_simd']}; {versions}; seed 0\n")

@@ -65,6 +65,12 @@ def family(pid: int) -> list[int]:
     return [pid, *(member for child in children for member in family(child))]
 
 
+def cpu_s(pid: int) -> float:
+    """CPU time a process has used, in seconds, in steps of a hundredth."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def give_way(pid: int) -> None:
     """Lower the priority of a process that stands for another machine, so that it does not take ours from searches."""
     for task in Path(f"/proc/{pid}/task").iterdir():
