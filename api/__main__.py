@@ -29,7 +29,7 @@ from tidemark.errors import BadConfiguration
 logger = logging.getLogger("api")
 
 TURN_S = 0.1
-BACKLOG = 1024
+CONNECTIONS_WAITING_MAX = 1024
 # How long a thread keeps the interpreter lock while another one waits for it (Python's default: 5 ms).
 SWITCH_S = 0.001
 
@@ -71,7 +71,7 @@ def _serve(workers: Workers, config: Path | None, stopping: threading.Event) -> 
 
     def tell() -> Told:
         listener = _bound(host, number)
-        listener.listen(BACKLOG)
+        listener.listen(CONNECTIONS_WAITING_MAX)
         return Told(listener, document.name, config)
 
     workers.serve(count, tell)

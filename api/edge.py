@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import problems
 from api.metrics import Metrics
-from api.search_route import SEARCH_ROUTE, SearchRoute
+from api.search_route import SEARCH_ROUTE, SearchRoute, header
 
 CLIENT_CLOSED = 499  # in metrics only, as nginx counts it
 
@@ -46,7 +46,7 @@ class Edge:
             self._metrics.observe(route, status, time.perf_counter() - started)
 
     def _refusal(self, scope: Scope) -> ASGIApp | None:
-        length = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        length = header(scope, b"content-length", b"0")
         if length.isdigit() and int(length) <= self._body_bytes_max:
             return None
         announced = length[:20].decode("latin-1")

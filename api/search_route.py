@@ -18,6 +18,11 @@ BYTES = "application/octet-stream"
 _path = re.compile("/collections/([^/]+)/search").fullmatch
 
 
+def header(scope: Scope, wanted: bytes, otherwise: bytes = b"") -> bytes:
+    """The first header of that name, which is in lower case."""
+    return next((value for name, value in scope["headers"] if name == wanted), otherwise)
+
+
 async def body_of(receive: Receive, bytes_max: int) -> bytes:
     """The body of a request, never more than the cap, also when its length was not announced."""
     body = bytearray()
@@ -54,21 +59,16 @@ class SearchRoute:
         await send({"type": "http.response.body", "body": answer})
 
     async def _answer(self, scope: Scope, receive: Receive) -> bytes:
-        path = _path(scope["path"])
-        assert path is not None
-        served = self._replica.served(path[1])
+        name = scope["path"].split("/")[2]
+        served = self._replica.served(name)
         body = await body_of(receive, self._body_bytes_max)
         queries = None
-        if _content_type(scope).startswith(BYTES.encode()):
+        if header(scope, b"content-type").startswith(BYTES.encode()):
             queries = schemas.queries_from_bytes(body, served.collection.dimension)
             asked = schemas.binary_request(len(queries), QueryParams(scope["query_string"]))
         else:
             asked = schemas.search_request(body)
         started = time.perf_counter()
         answer = await self._searches.answer(served, asked, queries)
-        self._metrics.searched(path[1], time.perf_counter() - started)
+        self._metrics.searched(name, time.perf_counter() - started)
         return answer
-
-
-def _content_type(scope: Scope) -> bytes:
-    return next((value for name, value in scope["headers"] if name == b"content-type"), b"")

@@ -11,7 +11,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+START_S_MAX = 60.0
 _POSITION = re.compile(rb'"positions":{"0":(\d+)')
+
+
+def connected(port: int, collection: str) -> "SearchClient":
+    """A client of a service that is being started, as soon as it answers; raises OSError when it never does."""
+    deadline = time.monotonic() + START_S_MAX
+    while True:
+        try:
+            client = SearchClient(port, collection)
+            client.get("/healthz")
+            return client
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 class SearchClient:

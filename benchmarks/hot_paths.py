@@ -18,7 +18,7 @@ from confluent_kafka import Message
 from numpy.typing import NDArray
 
 from benchmarks import machine, sift
-from benchmarks.client import SearchClient
+from benchmarks.client import connected
 from benchmarks.growth import rows_of
 from cli.ports import free_port
 from tidemark import index, pq, searcher
@@ -156,20 +156,10 @@ def segment_figures(segment: Segment, queries: NDArray[np.float32]) -> dict[str,
 def http_path(queries: NDArray[np.float32]) -> dict[str, float]:
     """CPU time that uvicorn takes to receive a search and to send an answer, with nothing in between."""
     port = free_port()
-    command = [sys.executable, "-m", "uvicorn", "benchmarks.constant:app", "--port", str(port)]
-    command += [
-        "--loop",
-        "uvloop",
-        "--http",
-        "httptools",
-        "--lifespan",
-        "off",
-        "--no-access-log",
-        "--log-level",
-        "error",
-    ]
+    options = f"--port {port} --loop uvloop --http httptools --lifespan off --no-access-log --log-level error"
+    command = [sys.executable, "-m", "uvicorn", "benchmarks.constant:app", *options.split()]
     with subprocess.Popen(command) as server:
-        client = connected(port)
+        client = connected(port, "sift")
         request = client.requests(queries[:1])[0]
         before = machine.cpu_s(server.pid)
         for _ in range(REQUESTS):
@@ -178,17 +168,6 @@ def http_path(queries: NDArray[np.float32]) -> dict[str, float]:
         client.close()
         server.terminate()
     return {"HTTP alone, CPU of the server": spent / REQUESTS * 1e6}
-
-
-def connected(port: int) -> SearchClient:
-    deadline = time.monotonic() + 20.0
-    while True:
-        try:
-            return SearchClient(port, "sift")
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
 
 
 def build_path(rows: NDArray[np.float32]) -> dict[str, float]:

@@ -24,7 +24,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from numpy.typing import NDArray
 
 from benchmarks import churn, growth, machine, sift, visibility
-from benchmarks.client import SearchClient
+from benchmarks.client import SearchClient, connected
 from benchmarks.clients import Clients
 from benchmarks.report import report
 from cli.local_kafka import LocalKafka
@@ -127,7 +127,7 @@ class Run:
         """From the last answer without any row to all rows searchable, then to all rows in built segments."""
         self._consumer = self.start("consumer")
         self._api = self.start("api")
-        client = self._wait_for_api(self._port)
+        client = connected(self._port, "sift")
         started, searchable = time.perf_counter(), 0.0
         while True:
             asked = time.perf_counter()
@@ -147,17 +147,8 @@ class Run:
         figures = self.figures
         figures["searchable_over_consume"] = figures["searchable_per_s"] / figures["bare_consume_per_s"]
 
-    def _wait_for_api(self, port: int) -> SearchClient:
-        while True:
-            try:
-                client = SearchClient(port, "sift")
-                client.get("/healthz")
-                return client
-            except OSError:
-                time.sleep(0.01)
-
     def _wait_until_ready(self, port: int) -> SearchClient:
-        client = self._wait_for_api(port)
+        client = connected(port, "sift")
         while not client.get("/readyz").get("ready"):
             time.sleep(0.01)
         return client

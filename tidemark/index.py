@@ -76,23 +76,24 @@ def _smallest(numbers: NDArray[np.float32], last: int) -> np.float32:
 class Index:
     """A FAISS index over float32 rows (n, dimension), open for searching; any thread may use it."""
 
-    def __init__(self, index: Any) -> None:
+    def __init__(self, index: Any, encoder: pq.Encoder | None = None) -> None:
+        """`encoder`: what made its codes, where it is to make more."""
         self.faiss = index
         self.metric: Metric = "l2" if index.metric_type == faiss.METRIC_L2 else "ip"  # cosine: of unit vectors
         self.is_hnsw = isinstance(index, faiss.IndexHNSW)
         self.lists = 1 if self.is_hnsw else int(index.nlist)
-        self._encoder: pq.Encoder | None = None
-        if not self.is_hnsw:
-            quantizer: Any = faiss.downcast_index(index.quantizer)
-            self._quantizer, self._centroids_pointer = quantizer, quantizer.get_xb()
-        if not self.is_hnsw and self.metric == "ip":
+        self._encoder = encoder
+        if self.is_hnsw:
+            return
+        quantizer: Any = faiss.downcast_index(index.quantizer)
+        self._quantizer, self._centroids_pointer = quantizer, quantizer.get_xb()
+        if self.metric == "ip":
             centroids = ivf.centroids_of(index)
             self._square_max = float(np.einsum("ij,ij->i", centroids, centroids).max())
 
     def encoded(self, vectors: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """The product codes (n, code bytes) of vectors, and the number of each one's list (n,); not of hnsw."""
-        if self._encoder is None:
-            self._encoder = pq.Encoder(self.faiss.pq, vectors)
+        """The product codes (n, code bytes) of vectors, and the number of each one's list (n,); needs an encoder."""
+        assert self._encoder is not None
         return self._encoder.encode(vectors), self._quantizer.search(vectors, 1)[1][:, 0]
 
     def error(self, vectors: NDArray[np.float32], codes: NDArray[np.uint8]) -> float:
@@ -171,10 +172,10 @@ def build(
 ) -> tuple[Index, SearchParameters]:
     """Build and calibrate an ANN index over float32 rows (n, dimension); all threads of the process are used."""
     if parameters.kind == "hnsw":
-        index = Index(_build_hnsw(rows, metric, parameters))
+        index = _build_hnsw(rows, metric, parameters)
     else:
         lists = parameters.nlist or max(16, int(4 * math.sqrt(len(rows))))
-        index = Index(_build_ivfpq(rows, metric, lists, lists * TRAINING_ROWS_PER_CENTROID, seed))
+        index = _build_ivfpq(rows, metric, lists, lists * TRAINING_ROWS_PER_CENTROID, seed)
     return index, _calibrate(index, rows, parameters.recall_target, seed, CALIBRATION_QUERIES)
 
 
@@ -182,18 +183,18 @@ def build_codes(
     rows: NDArray[np.float32], metric: Metric, recall_target: float, seed: int
 ) -> tuple[Index, SearchParameters]:
     """An index of few lists for rows that soon get another one: quickly trained, roughly calibrated."""
-    index = Index(_build_ivfpq(rows, metric, CODES_LISTS, CODES_TRAINING_ROWS, seed))
+    index = _build_ivfpq(rows, metric, CODES_LISTS, CODES_TRAINING_ROWS, seed)
     return index, _calibrate(index, rows, recall_target, seed, CODES_QUERIES)
 
 
-def _build_hnsw(rows: NDArray[np.float32], metric: Metric, parameters: IndexParameters) -> Any:
+def _build_hnsw(rows: NDArray[np.float32], metric: Metric, parameters: IndexParameters) -> Index:
     index = faiss.IndexHNSWFlat(rows.shape[1], parameters.m, faiss_metric(metric))
     index.hnsw.efConstruction = parameters.ef_construction
     index.add(rows)  # one add per segment: each allocates a lock per row
-    return index
+    return Index(index)
 
 
-def _build_ivfpq(rows: NDArray[np.float32], metric: Metric, lists: int, training: int, seed: int) -> Any:
+def _build_ivfpq(rows: NDArray[np.float32], metric: Metric, lists: int, training: int, seed: int) -> Index:
     count, dimension = rows.shape
     lists = max(1, min(lists, count // TRAINING_ROWS_PER_CENTROID))
     quantizer = faiss.IndexFlat(dimension, faiss_metric(metric))
@@ -207,8 +208,9 @@ def _build_ivfpq(rows: NDArray[np.float32], metric: Metric, lists: int, training
     training_rows = rows[picked[: pq.TRAINING_ROWS]]
     pq.start_apart(index.pq, training_rows, seed)
     index.train(training_rows)
-    ivf.fill(index, rows, pq.Encoder(index.pq, training_rows).encode(rows), metric)
-    return index
+    encoder = pq.Encoder(index.pq, training_rows)
+    ivf.fill(index, rows, encoder.encode(rows), metric)
+    return Index(index, encoder)
 
 
 def _measurement(
