@@ -11,13 +11,13 @@ from pathlib import Path
 
 from api.freshness import Freshness
 from api.status import PartitionStatus
-from api.topic_watch import TopicFacts, TopicWatch
 from tidemark.checkpoint import Checkpoints, Loaded
 from tidemark.collection import Collection
 from tidemark.log import Log, Start
 from tidemark.log_check import check_identity, check_position, remedy
 from tidemark.manifest import Manifest, TopicIdentity
 from tidemark.segment import Segment
+from tidemark.topic_watch import TopicFacts, TopicWatch
 from tidemark.view import View
 
 logger = logging.getLogger(__name__)

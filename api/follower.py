@@ -3,7 +3,7 @@
     open the newest checkpoint -> check it against the log -> read on from its position -> follow newer manifests
 
 Invariants: only this thread changes its views, and it never waits for a disk or a broker: manifests are opened
-and verified on a side thread, codes of rows in memory are made on another, brokers are asked by `topic_watch.py`;
+and verified on a side thread, codes of rows in memory are made on another, `TopicWatch` asks the brokers;
 searches read the views without locks. It writes nothing: no checkpoint, no offset. A partition that cannot follow
 says why and is tried again; the others go on. Anything unexpected ends the follower as `failed`, and `serving.py`
 puts a new one beside it.
@@ -22,7 +22,6 @@ import msgspec
 
 from api.followed import Followed
 from api.status import FollowerStatus
-from api.topic_watch import TopicWatch
 from tidemark import service
 from tidemark.checkpoint import Loaded
 from tidemark.collection import Collection
@@ -32,6 +31,7 @@ from tidemark.log_check import check_identity, remedy
 from tidemark.record import decode
 from tidemark.settings import Settings
 from tidemark.shared_memory import Document
+from tidemark.topic_watch import TopicWatch
 
 logger = logging.getLogger(__name__)
 

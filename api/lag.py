@@ -8,9 +8,10 @@ at most; 0 when caught up, also when idle.
 from typing import Any
 
 from api.mirror import PartitionMirror, Served
+from tidemark.log import Committed
 
 
-def of_partition(partition: PartitionMirror, committed: int | None) -> dict[str, Any]:
+def of_partition(partition: PartitionMirror, committed: Committed | None) -> dict[str, Any]:
     status, view = partition.status, partition.view
     live, dead = (view.live_rows, view.dead_rows) if view else (0, 0)
     return {
@@ -19,7 +20,7 @@ def of_partition(partition: PartitionMirror, committed: int | None) -> dict[str,
         "applied_position": status.position if status.opened else None,
         "checkpointed_position": status.checkpointed,
         "built_position": _built_position(partition),
-        "committed_offset": committed,
+        "committed_offset": None if committed is None else committed.offset,
         "offset_lag": partition.offset_lag,
         "time_lag_ms": partition.time_lag_ms,
         "unbuilt_rows": view.unbuilt_rows if view else 0,

@@ -13,12 +13,12 @@ import msgspec
 
 from api.follower import Follower
 from api.status import CollectionStatus, ReplicaStatus
-from api.topic_watch import TopicWatch
 from tidemark import generation
 from tidemark.collection import Collection
 from tidemark.errors import CorruptCheckpoint
 from tidemark.settings import Settings
 from tidemark.shared_memory import Document
+from tidemark.topic_watch import TopicWatch
 
 logger = logging.getLogger(__name__)
 

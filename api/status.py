@@ -7,6 +7,7 @@ says; what a search needs at once, its position, is there too.
 import msgspec
 
 from api.freshness import Waits
+from tidemark.log import Committed
 from tidemark.snapshot import ViewPlace
 
 # Published many times a second: older than this, nobody knows whether it still holds.
@@ -57,7 +58,7 @@ class CollectionStatus(msgspec.Struct, frozen=True):
 
     follower: str
     next_generation: str | None
-    committed: dict[int, int]
+    committed: dict[int, Committed]
 
 
 class ReplicaStatus(msgspec.Struct, frozen=True):

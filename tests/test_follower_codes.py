@@ -6,11 +6,11 @@ import pytest
 
 from api.followed import Followed
 from api.follower import Follower
-from api.topic_watch import TopicWatch
 from tests.messages import upsert
 from tests.rows import embeddings
 from tidemark.record import decode
 from tidemark.settings import load
+from tidemark.topic_watch import TopicWatch
 
 DIMENSION = 32
 

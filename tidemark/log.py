@@ -7,7 +7,7 @@ thread, since any other thread's call would wait for a poll. Knows nothing of ve
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
@@ -15,6 +15,13 @@ from tidemark.errors import LogGap
 from tidemark.kafka_settings import Settings, consumer_settings
 
 Partition = tuple[str, int]
+
+
+class Committed(NamedTuple):
+    """What a group has committed of a partition: for people, never read back as a position."""
+
+    offset: int
+    metadata: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +211,7 @@ class GroupOffsets:
         client = {name: value for name, value in consumer_settings(settings).items() if name not in left_out}
         self._consumer = Consumer({**client, "group.id": group})
 
-    def of(self, partitions: Sequence[Partition], timeout_s: float) -> dict[Partition, int]:
+    def of(self, partitions: Sequence[Partition], timeout_s: float) -> dict[Partition, Committed]:
         """Per partition that has one; raises KafkaException."""
         found = self._consumer.committed([TopicPartition(*partition) for partition in partitions], timeout_s)
-        return {(at.topic, at.partition): at.offset for at in found if at.offset >= 0}
+        return {(at.topic, at.partition): Committed(at.offset, at.metadata or "") for at in found if at.offset >= 0}

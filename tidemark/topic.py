@@ -24,7 +24,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its stubs d
 
 from tidemark.errors import BrokerUnreachable, TopicMissing
 from tidemark.kafka_settings import Settings, admin_settings
-from tidemark.log import GroupOffsets, Partition
+from tidemark.log import Committed, GroupOffsets, Partition
 from tidemark.manifest import TopicIdentity
 
 T = TypeVar("T")
@@ -132,8 +132,8 @@ class Topics:
             return None
         return int(config["delete.retention.ms"].value)
 
-    def committed(self, group: str, partitions: list[Partition]) -> dict[Partition, int]:
-        """The group's committed offsets, for display only; partitions without one are left out."""
+    def committed(self, group: str, partitions: list[Partition]) -> dict[Partition, Committed]:
+        """The group's committed offsets and their metadata, for display only; partitions without one are left out."""
         if group not in self._groups:
             self._groups[group] = GroupOffsets(self._settings, group)
         offsets = self._groups[group]

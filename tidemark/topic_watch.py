@@ -1,7 +1,8 @@
-"""What the brokers say about a collection's topic, asked on a thread of its own so that nothing waits for it.
+"""What the brokers say about a topic, asked on a thread of its own so that nobody else waits for them.
 
 `facts` is immutable and replaced by one assignment; older than a few seconds it counts as not known, so a lag
-is never 0 because nobody answered. Ends and starts every second, committed offsets every 5 s, identity every 30 s.
+is never 0 because nobody answered. Ends and starts every second, committed offsets every 5 s, identity every 30 s;
+each is one question for all partitions. The consumer and the api's replica have one for each collection.
 """
 
 import logging
@@ -9,9 +10,10 @@ import threading
 import time
 from dataclasses import dataclass, replace
 
+from tidemark.caught_up import now_ms
 from tidemark.collection import Collection
 from tidemark.errors import TidemarkError
-from tidemark.log import Partition
+from tidemark.log import Committed, Partition
 from tidemark.log_check import LogBounds
 from tidemark.manifest import TopicIdentity
 from tidemark.settings import Settings
@@ -28,14 +30,18 @@ ASK_TIMEOUT_S = 3.0
 
 @dataclass(frozen=True, slots=True)
 class TopicFacts:
-    """Per partition: where its log starts and ends, and what the group has committed. As of `asked_at`, monotonic."""
+    """Per partition: where its log starts and ends, and what the group has committed.
+
+    `asked_at` (monotonic seconds) and `asked_ms` (wall clock) are from before the question, so the answer is not older.
+    """
 
     identity: TopicIdentity
     tombstones_kept_ms: int | None
     starts: dict[int, int]
     ends: dict[int, int]
-    committed: dict[int, int]
+    committed: dict[int, Committed]
     asked_at: float
+    asked_ms: int
 
     def bounds(self, partition: int) -> LogBounds | None:
         if partition not in self.starts:
@@ -91,25 +97,25 @@ class TopicWatch:
         self._identity_due = 0.0
 
     def _ask(self) -> None:
-        asked_at = time.monotonic()
+        asked_at, asked_ms = time.monotonic(), now_ms()
         known = self._facts
         if known is None or asked_at >= self._identity_due:
             identity = self._topics.identity(self._topic)
             kept_ms = self._topics.tombstones_kept_ms(self._topic)
             self._identity_due = asked_at + IDENTITY_EVERY_S
-            known = TopicFacts(identity, kept_ms, {}, {}, known.committed if known else {}, asked_at)
+            known = TopicFacts(identity, kept_ms, {}, {}, known.committed if known else {}, asked_at, asked_ms)
         every: list[Partition] = [(self._topic, number) for number in range(known.identity.partitions)]
         starts = {p[1]: first for p, first in self._topics.starts(every).items()}
         ends = {p[1]: end for p, end in self._topics.ends(every).items()}
-        self._facts = replace(known, starts=starts, ends=ends, asked_at=asked_at)
+        self._facts = replace(known, starts=starts, ends=ends, asked_at=asked_at, asked_ms=asked_ms)
         if asked_at >= self._committed_due:
             self._committed_due = asked_at + COMMITTED_EVERY_S
             self._facts = replace(self._facts, committed=self._committed(every))
 
-    def _committed(self, every: list[Partition]) -> dict[int, int]:
+    def _committed(self, every: list[Partition]) -> dict[int, Committed]:
         """For display only: whatever goes wrong, it is not known."""
         try:
-            return {p[1]: offset for p, offset in self._topics.committed(self._group, every).items()}
+            return {p[1]: found for p, found in self._topics.committed(self._group, every).items()}
         except Exception as error:
             logger.debug("committed offsets not known: %s", error)
             return {}
