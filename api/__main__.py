@@ -37,10 +37,10 @@ SWITCH_S = 0.001
 def main() -> None:
     parser = argparse.ArgumentParser(prog="api", description=__doc__)
     parser.add_argument("--config", type=Path, help="settings file (default: tidemark.toml)")
-    parser.add_argument("--dies-with-parent", action="store_true", help="stop when the starting process dies")
+    parser.add_argument("--dies-with-parent", type=int, metavar="PID", help="stop when this parent dies")
     arguments = parser.parse_args()
-    if arguments.dies_with_parent:
-        service.die_with_parent()
+    if arguments.dies_with_parent is not None:
+        service.die_with_parent(arguments.dies_with_parent)
     sys.setswitchinterval(SWITCH_S)
     stopping = service.stop_on_signals()
     _allow_many_files()

@@ -104,7 +104,7 @@ class _Worker:
         self.started_at = time.monotonic()
         self._telling, told = socket.socketpair()
         with told:
-            command = [sys.executable, "-m", "api.worker"]
+            command = [sys.executable, "-P", "-m", "api.worker", str(os.getpid())]
             self.process = subprocess.Popen(command, stdin=told.fileno(), env=environment, process_group=0)
 
     @property

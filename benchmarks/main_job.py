@@ -74,7 +74,8 @@ class Run:
         log = self._stack.enter_context((self._directory / f"{module}.log").open("ab"))
         command = [sys.executable, "-m", module, "--config", str(self._directory / "tidemark.toml")]
         environment = {**os.environ, **settings}
-        process = subprocess.Popen([*command, "--dies-with-parent"], stdout=log, stderr=log, env=environment)
+        command += ["--dies-with-parent", str(os.getpid())]
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         self._stack.callback(_stop, process)
         return process
 

@@ -1,6 +1,7 @@
 """`tidemark replay`: `python -m consumer replay` as a child process, with its progress shown."""
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,8 +20,17 @@ STOP_S = 30.0
 
 def replay(collection: str, start: str, index: str, config: Path | None) -> str:
     """Build and serve a new generation; returns its name. Raises with the child's reason."""
-    command = [sys.executable, "-m", "consumer", *(["--config", str(config)] if config else []), "--dies-with-parent"]
-    command += ["replay", collection, "--from", start, "--json", *(["--index", index] if index else [])]
+    command = [sys.executable, "-m", "consumer", *(["--config", str(config)] if config else [])]
+    command += [
+        "--dies-with-parent",
+        str(os.getpid()),
+        "replay",
+        collection,
+        "--from",
+        start,
+        "--json",
+        *(["--index", index] if index else []),
+    ]
     # To a file: a pipe that nobody reads would stop the child, and its log would cut through the bar.
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(

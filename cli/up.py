@@ -137,7 +137,7 @@ class Up:
         _make_topics(settings)
         stack.callback(self._stop_services)
         for name in ("consumer", "api"):
-            arguments = [name, "--config", str(run_files.run_config()), "--dies-with-parent"]
+            arguments = [name, "--config", str(run_files.run_config()), "--dies-with-parent", str(os.getpid())]
             child = Child(name, arguments, self._directory / f"{name}.log")
             self._services.append(child)
             child.start()

@@ -31,8 +31,8 @@ CLOSE_S = 30.0
 
 def main() -> None:
     arguments = _arguments()
-    if arguments.dies_with_parent:
-        service.die_with_parent()
+    if arguments.dies_with_parent is not None:
+        service.die_with_parent(arguments.dies_with_parent)
     settings = load(arguments.config)
     service.log_to_stderr(settings.log_format)
     service.give_way(service.CONSUMER_NICE)
@@ -46,7 +46,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="consumer", description=__doc__)
     parser.add_argument("--config", type=Path, help="settings file (default: tidemark.toml)")
-    parser.add_argument("--dies-with-parent", action="store_true", help="stop when the starting process dies")
+    parser.add_argument("--dies-with-parent", type=int, metavar="PID", help="stop when this parent dies")
     commands = parser.add_subparsers(dest="command")
     replay = commands.add_parser("replay", help="build a new generation from the topic, then switch to it")
     replay.add_argument("collection")

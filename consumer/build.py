@@ -1,8 +1,8 @@
 """The builder child process: rows of immutable segments in, one finished segment out.
 
-Run as `python -m consumer.build`; one JSON job per line on stdin, one JSON result per line on stdout. Each job
-runs in a fork, which gives its memory back, at a lower priority than the consumer's own, which gives way to
-searches already; all of it dies with the consumer. It touches neither Kafka nor manifests: a segment it wrote
+Run as `python -m consumer.build PARENT_PID`; one JSON job per line on stdin, one JSON result per line on stdout.
+Each job runs in a fork, which gives its memory back, at a lower priority than the consumer's own, which gives way
+to searches already; all of it dies with the consumer. It touches neither Kafka nor manifests: a segment it wrote
 exists only when the consumer's next manifest names it. `builder.py` is the parent's side.
 """
 
@@ -73,9 +73,10 @@ def run(job: Job) -> Result:
 
 def _run_apart(job: Job) -> int:
     """Do the job in a process of its own, which gives way and gives its memory back; its exit status."""
+    builder = os.getpid()
     pid = os.fork()
     if pid == 0:
-        service.die_with_parent(signal.SIGKILL)
+        service.die_with_parent(builder, signal.SIGKILL)
         service.give_way(service.BUILD_NICE)
         sys.stdout.buffer.write(msgspec.json.encode(run(job)) + b"\n")
         sys.stdout.buffer.flush()
@@ -84,10 +85,8 @@ def _run_apart(job: Job) -> int:
 
 
 def main() -> None:
-    service.die_with_parent(signal.SIGKILL)
+    service.die_with_parent(int(sys.argv[1]), signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if os.getppid() == 1:
-        return
     decode = msgspec.json.Decoder(Job).decode
     for line in sys.stdin.buffer:
         if status := _run_apart(decode(line)):

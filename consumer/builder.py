@@ -94,7 +94,7 @@ class Builder:
         if self._process is None:
             self._received = b""
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "consumer.build"],
+                [sys.executable, "-P", "-m", "consumer.build", str(os.getpid())],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 # FAISS's threads wait for each other asleep, and numpy gets one: spinning ones would take the cores

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,11 +96,15 @@ class Deployment:
     def checkpoints(self) -> Path:
         return self.settings.checkpoint_root
 
-    def start(self, module: str, *arguments: str, **environment: str) -> Service:
+    def start(self, module: str, *arguments: str, within: Sequence[str] = (), **environment: str) -> Service:
+        """Run it with these arguments; `within` are the words of a command that starts it, such as `nice`."""
         log = self.directory / f"{module}-{len(self.started)}.log"
+        command = [*within, sys.executable, "-P", "-m", module, "--config", str(self.config)]
+        if not within:
+            command += ["--dies-with-parent", str(os.getpid())]
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", module, "--config", str(self.config), "--dies-with-parent", *arguments],
+                [*command, *arguments],
                 stdout=output,
                 stderr=output,
                 env={**os.environ, **environment},

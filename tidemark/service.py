@@ -61,9 +61,14 @@ def stop_on_signals() -> threading.Event:
     return stopping
 
 
-def die_with_parent(number: int = signal.SIGTERM) -> None:
-    """Have the kernel send this process a signal when its parent dies, also by SIGKILL."""
+def die_with_parent(parent: int, number: int = signal.SIGTERM) -> None:
+    """Have the kernel send this process a signal when its parent dies, also by SIGKILL; ends it when that has died.
+
+    The parent tells its own pid, because every pid can be the right one: that of a container's service is 1.
+    """
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:  # it died before we asked
+        sys.exit(1)
 
 
 def collect_garbage() -> None:
