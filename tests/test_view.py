@@ -1,6 +1,7 @@
 """The view: every verb leaves exactly the state that applying the log from the start would give."""
 
 import itertools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -166,6 +167,43 @@ def test_a_batch_of_bad_records_only_moves_the_position() -> None:
     apply(view, [message(1, b"a", b"short"), message(2, None, None), message(7, b"b", b"")])
     assert view.position == 8
     assert_is(view, log.model(1))
+
+
+def test_the_memory_of_rows_and_deletes_is_counted_until_a_checkpoint_has_them() -> None:
+    collection = Collection(name="c", topic="t", dimension=128, metric="l2")
+    view, vectors = View(collection, 0), np.random.default_rng(0).normal(size=(40_000, 128))
+    empty, before = view.tail_bytes, _resident_bytes()
+    for first in range(0, 40_000, 2_000):
+        rows = enumerate(vectors[first : first + 2_000], first)
+        apply(view, [upsert(n, b"id-%d" % n, vector, b'{"text": "%s"}' % (b"x" * 100)) for n, vector in rows])
+    of_rows = view.tail_bytes
+    assert empty == 0
+    assert of_rows == pytest.approx(_resident_bytes() - before, rel=0.25)
+    apply(view, [delete(40_000 + n, b"id-%d" % n) for n in range(10_000)])
+    assert (view.kept_deletes, view.tail_rows) == (10_000, 40_000)
+    assert view.tail_bytes - of_rows > 10_000 * len(b"id-1234")
+    view.saved(None)
+    assert (view.kept_deletes, view.tail_bytes) == (0, 0)
+
+
+def test_a_follower_counts_the_deletes_that_its_checkpoint_does_not_hold(tmp_path: Path) -> None:
+    leader, follower, log, disk = view_of(), view_of(tail_rows=64), Log(), Disk(tmp_path)
+    log.fill(20, ids=10)
+    deletes = [log.drop(b"gone-%d" % number) for number in range(30)]
+    apply(leader, log.between(0, 40))
+    for start in range(0, log.end, 10):
+        apply(follower, log.between(start, start + 10))
+    checkpoint, all_deletes = disk.checkpoint(leader), follower.kept_deletes
+    before = follower.tail_bytes
+    follower.follow(checkpoint.segments(), checkpoint.position, checkpoint.leader_epoch, checkpoint.digest)
+    assert all_deletes >= len(deletes) > follower.kept_deletes == log.end - 40
+    assert 0 < follower.tail_bytes < before
+    follower.open((), log.end, -1, 0)
+    assert (follower.kept_deletes, follower.tail_bytes) == (0, 0)
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_moving_over_empty_offsets_never_goes_back() -> None:

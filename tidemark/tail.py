@@ -33,6 +33,9 @@ TEXT_BYTES = 128 * 2**20
 # Rows that get codes at a time, at most: they take 25 ms at 128-d, and their writer has records to apply.
 ENCODED_ROWS_MAX = 8_192
 
+# Per row beside its vector and texts: first component, offset, timestamp, digest, hash, ends of two texts.
+_COLUMNS_BYTES = 4 + 4 * 8 + 2 * 8
+
 
 class TailPlace(msgspec.Struct, frozen=True):
     """Where another process finds a tail."""
@@ -64,6 +67,10 @@ class _Texts(Texts):
         start, text = int(self.ends[first]), b"".join(strings)
         self.heap[start : start + len(text)] = np.frombuffer(text, np.uint8)
         self.ends[first + 1 : first + 1 + len(lengths)] = start + np.cumsum(lengths)
+
+    def length(self, first: int, stop: int) -> int:
+        """Bytes of the strings of rows [first, stop)."""
+        return int(self.ends[stop] - self.ends[first])
 
     def column(self, rows: int) -> Any:
         """The first rows as an Arrow column over the same memory."""
@@ -134,6 +141,15 @@ class Tail:
     def count(self) -> int:
         """How many rows are ours."""
         return self.rows - self.first
+
+    def memory_from(self, first: int) -> int:
+        """Bytes of the rows from `first` on: vectors, ids, metadata and what is kept beside them.
+
+        Codes are not counted: they are an eighth of the vectors at most.
+        """
+        row_bytes = 4 * self.vectors.shape[1] + _COLUMNS_BYTES
+        texts = self._ids.length(first, self.rows) + self._metadata.length(first, self.rows)
+        return int((self.rows - first) * row_bytes + texts)
 
     @property
     def start(self) -> int:

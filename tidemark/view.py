@@ -52,6 +52,8 @@ PASSED_OVER_MAX = 131_072
 # get another tail beyond it.
 DRIFTED_ROWS_MIN = 32_768
 DIGEST_MODULUS = 2**64
+# What CPython takes for a row's entry in the dictionary of recent ids, and for a delete beside its id.
+RECENT_BYTES, DELETE_BYTES = 160, 112
 
 
 class View(SearchedView):
@@ -78,6 +80,7 @@ class View(SearchedView):
         self._kept_rows_max = min(self._tail_rows, kept_rows_max or self._tail_rows)
         self._recent: dict[bytes, int] = {}
         self._deletes: list[tuple[int, bytes]] = []
+        self._delete_bytes = 0
         self._checkpoint = 0  # `_deletes` has all that was deleted from this position on
         self._held_from = 0  # the tails hold all rows applied from this position on
         self._show(PartitionSearcher((), (self._new_tail(0),), 0, 0))
@@ -87,6 +90,22 @@ class View(SearchedView):
         """Where another process finds this view."""
         assert self._region.name is not None and self._structure is not None
         return ViewPlace(self.partition, self._region.name, self._structure.name)
+
+    @property
+    def kept_deletes(self) -> int:
+        """Deletes that no checkpoint holds yet: they are kept in memory as rows are."""
+        return len(self._deletes)
+
+    @property
+    def tail_bytes(self) -> int:
+        """Memory of what no checkpoint (in a follower: no index) holds yet: rows, their ids and metadata, deletes.
+
+        Costs microseconds; for the thread that applies. Rows of a tail that are passed over are not counted, though
+        their memory is given back only with their tail.
+        """
+        tails = self.searcher.tails
+        rows = sum(tail.memory_from(tail.first) for tail in tails) + RECENT_BYTES * sum(tail.count for tail in tails)
+        return rows + self._delete_bytes
 
     def _show(self, searcher: PartitionSearcher) -> None:
         """Make a snapshot what searches see, here and in other processes: first what is in it, then its position."""
@@ -127,6 +146,7 @@ class View(SearchedView):
         for id_ in batch.deleted_ids:
             self._recent.pop(id_, None)
         self._deletes += [(batch.position, id_) for id_ in batch.deleted_ids]
+        self._delete_bytes += _bytes_of(batch.deleted_ids)
         fence()
         self._words[KILLS] += 1  # after the rows are visible, before the first kill: see searcher.py
         fence()
@@ -210,7 +230,7 @@ class View(SearchedView):
         segments = self.searcher.segments if segment is None else (*self.searcher.segments, segment)
         self._change(segments=segments, tails=(self._new_tail(end),))
         self._recent = {}
-        self._deletes = []
+        self._deletes, self._delete_bytes = [], 0
         self._checkpoint = self._held_from = self.position
 
     def install(
@@ -245,7 +265,7 @@ class View(SearchedView):
         self.leader_epoch = leader_epoch
         self._change(segments=tuple(segments), tails=(self._new_tail(end),), position=position)
         self._recent = {}
-        self._deletes = []
+        self._deletes, self._delete_bytes = [], 0
         self._checkpoint = self._held_from = position
 
     def follow(self, segments: Sequence[Segment], position: int, leader_epoch: int, digest: int) -> None:
@@ -263,6 +283,7 @@ class View(SearchedView):
         held = set(self.searcher.segments)
         segments, start = self._without_held(segments, position)
         self._deletes = [(at, id_) for at, id_ in self._deletes if at > position]
+        self._delete_bytes = _bytes_of([id_ for _, id_ in self._deletes])
         self._kill_in_new([segment for segment in segments if segment not in held], self._tails_from(position))
         tails = self._tails_from(start)
         if tails[-1].first > max(PASSED_OVER_MAX, tails[-1].count):
@@ -344,6 +365,10 @@ class _Ids(Sequence[bytes]):
             return self._deleted[row - self._ends[-1]]
         tail = self._tails[number]
         return tail.id_of(tail.first + row - (self._ends[number - 1] if number else 0))
+
+
+def _bytes_of(deleted: Sequence[bytes]) -> int:
+    return sum(map(len, deleted)) + DELETE_BYTES * len(deleted)
 
 
 def _place(segment: Segment) -> SegmentPlace:
