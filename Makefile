@@ -46,7 +46,8 @@ bench-hot-paths: .venv/dev.stamp  ## where the microseconds of a search, a recor
 
 .venv/peers.stamp: .venv/uv.stamp requirements-dev.lock benchmarks/requirements-peers.txt
 	@echo "making an environment with the peers' packages" && $(BIN)/uv venv -q --clear --python $(BIN)/python .venv/peers
-	@VIRTUAL_ENV=.venv/peers $(BIN)/uv pip install -q --compile-bytecode -r requirements-dev.lock -r benchmarks/requirements-peers.txt && touch $@
+	@VIRTUAL_ENV=.venv/peers $(BIN)/uv pip install -q --compile-bytecode -r requirements-dev.lock -r benchmarks/requirements-peers.txt
+	@VIRTUAL_ENV=.venv/peers $(BIN)/uv pip install -q --compile-bytecode --no-deps --editable . && touch $@
 
 bench-peers: .venv/peers.stamp  ## Tidemark beside Chroma, LanceDB, Milvus Lite, hnswlib and usearch (some minutes)
 	@.venv/peers/bin/python -m benchmarks.peers

@@ -12,11 +12,12 @@ import logging
 import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
+
+from tidemark import service
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ class _Worker:
         self.started_at = time.monotonic()
         self._telling, told = socket.socketpair()
         with told:
-            command = [sys.executable, "-P", "-m", "api.worker", str(os.getpid())]
+            command = service.python("api.worker", str(os.getpid()))
             self.process = subprocess.Popen(command, stdin=told.fileno(), env=environment, process_group=0)
 
     @property

@@ -30,7 +30,7 @@ from benchmarks.report import report
 from cli.local_kafka import LocalKafka
 from cli.ports import free_port
 from cli.sample import Encoder, documents
-from tidemark import index
+from tidemark import index, service
 from tidemark.checkpoint import Checkpoints
 from tidemark.collection import IndexParameters
 from tidemark.exact import exact_search, use_one_thread_per_search
@@ -72,7 +72,7 @@ class Run:
     def start(self, module: str, **settings: str) -> "subprocess.Popen[bytes]":
         """A service as a child; `settings` are TIDEMARK_* variables, which go before the file."""
         log = self._stack.enter_context((self._directory / f"{module}.log").open("ab"))
-        command = [sys.executable, "-m", module, "--config", str(self._directory / "tidemark.toml")]
+        command = service.python(module, "--config", str(self._directory / "tidemark.toml"))
         environment = {**os.environ, **settings}
         command += ["--dies-with-parent", str(os.getpid())]
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)

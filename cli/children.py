@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cli.local_kafka import LocalKafka
+from tidemark import service
 from tidemark.errors import TidemarkError
 
 RESTART_S_FIRST, RESTART_S_MAX = 0.5, 30.0
@@ -35,7 +36,7 @@ class Child:
         wrapper = [sys.executable, "-I", str(Path(__file__).with_name("die_with_parent.py")), str(os.getpid())]
         with self.log_path.open("ab") as output:
             self._process = subprocess.Popen(
-                [*wrapper, sys.executable, "-m", *self._arguments],
+                [*wrapper, *service.python(*self._arguments)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

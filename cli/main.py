@@ -93,8 +93,10 @@ def api(config: Config = None) -> None:
 
 
 def _become(module: str, config: Path | None) -> None:
+    from tidemark import service
+
     arguments = ["--config", str(config)] if config else []
-    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
+    os.execv(sys.executable, service.python(module, *arguments))
 
 
 @app.command()

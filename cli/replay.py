@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import IO
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cli.exits import Interrupted
+from tidemark import service
 from tidemark.errors import BadConfiguration, TidemarkError
 from tidemark.service import EXIT_CONFIGURATION
 
@@ -20,17 +20,9 @@ STOP_S = 30.0
 
 def replay(collection: str, start: str, index: str, config: Path | None) -> str:
     """Build and serve a new generation; returns its name. Raises with the child's reason."""
-    command = [sys.executable, "-m", "consumer", *(["--config", str(config)] if config else [])]
-    command += [
-        "--dies-with-parent",
-        str(os.getpid()),
-        "replay",
-        collection,
-        "--from",
-        start,
-        "--json",
-        *(["--index", index] if index else []),
-    ]
+    command = service.python("consumer", *(["--config", str(config)] if config else []))
+    command += ["--dies-with-parent", str(os.getpid()), "replay", collection, "--from", start, "--json"]
+    command += ["--index", index] if index else []
     # To a file: a pipe that nobody reads would stop the child, and its log would cut through the bar.
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(

@@ -9,7 +9,6 @@ import logging
 import os
 import selectors
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 
@@ -94,7 +93,7 @@ class Builder:
         if self._process is None:
             self._received = b""
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "consumer.build", str(os.getpid())],
+                service.python("consumer.build", str(os.getpid())),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 # FAISS's threads wait for each other asleep, and numpy gets one: spinning ones would take the cores

@@ -7,7 +7,6 @@ import re
 import secrets
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from confluent_kafka import Producer
 from numpy.typing import NDArray
 
+from tidemark import service
 from tidemark.topic import Topics
 
 DIMENSION = 8
@@ -32,7 +32,7 @@ class Process:
         environment = {**os.environ, "KAFKA_BOOTSTRAP_SERVERS": servers}
         with log.open("wb") as output:
             self.child = subprocess.Popen(
-                [sys.executable, "-m", module, "--config", str(config)], stderr=output, env=environment
+                service.python(module, "--config", str(config)), stderr=output, env=environment
             )
 
     def wait_for_line(self, pattern: str, timeout_s: float = 20.0) -> re.Match[str]:

@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from confluent_kafka import Producer
 from cli.ports import free_port
 from tidemark.generation import current
 from tidemark.kafka_settings import producer_settings
+from tidemark.service import python
 from tidemark.settings import Settings, load
 from tidemark.topic import Topics
 
@@ -99,7 +99,7 @@ class Deployment:
     def start(self, module: str, *arguments: str, within: Sequence[str] = (), **environment: str) -> Service:
         """Run it with these arguments; `within` are the words of a command that starts it, such as `nice`."""
         log = self.directory / f"{module}-{len(self.started)}.log"
-        command = [*within, sys.executable, "-P", "-m", module, "--config", str(self.config)]
+        command = [*within, *python(module, "--config", str(self.config))]
         if not within:
             command += ["--dies-with-parent", str(os.getpid())]
         with log.open("wb") as output:

@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 from cli.local_kafka import LocalKafka
 from tests.processes import children, connections, has_ended, listeners
 from tests.running import World, eventually, rows, world
+from tidemark import service
 from tidemark.topic import Topics
 
 pytestmark = pytest.mark.kafka
@@ -77,7 +77,7 @@ def checkpointed(client: httpx.Client, positions: dict[str, int]) -> bool:
 
 
 def replay(made: World) -> None:
-    command = [sys.executable, "-m", "consumer", "--config", str(made.config), "replay", "docs"]
+    command = service.python("consumer", "--config", str(made.config), "replay", "docs")
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=60, env={**os.environ, "KAFKA_BOOTSTRAP_SERVERS": made.servers}
     )

@@ -6,7 +6,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 import tomllib
 import uuid
@@ -20,6 +19,7 @@ import pytest
 
 from tests.processes import below, has_ended
 from tests.services import wait_until
+from tidemark import service
 from tidemark.topic import Topics
 
 READY_S = 90.0
@@ -61,7 +61,7 @@ class Run:
         self.runs.append(log)
         started = time.monotonic()
         with log.open("wb") as errors, log.with_suffix(".out").open("wb") as output:
-            command = [sys.executable, "-m", "cli.main", "up", "--api-port", "0", *arguments]
+            command = service.python("cli.main", "up", "--api-port", "0", *arguments)
             process = subprocess.Popen(
                 command, cwd=self.directory, stdout=output, stderr=errors, env=self.environment()
             )
@@ -81,7 +81,7 @@ class Run:
 
     def tidemark(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "cli.main", *arguments],
+            service.python("cli.main", *arguments),
             cwd=self.directory,
             env=self.environment(),
             capture_output=True,
@@ -252,7 +252,7 @@ def test_killed_while_its_services_start_it_leaves_no_process(kafka: str, tmp_pa
     """Also before they have asked for their parent's death themselves."""
     (tmp_path / "own.toml").write_text(OWN.format(servers=kafka, group=f"own-{uuid.uuid4().hex[:8]}"))
     process = subprocess.Popen(
-        [sys.executable, "-m", "cli.main", "up", "--api-port", "0", "--quiet", "--config", "own.toml"],
+        service.python("cli.main", "up", "--api-port", "0", "--quiet", "--config", "own.toml"),
         cwd=tmp_path,
         env=Run(tmp_path).environment(),
     )
@@ -266,7 +266,7 @@ def refused(directory: Path, *arguments: str, **environment: str) -> tuple[int, 
     """What `up` says when it does not even start a broker."""
     run = Run(directory)
     found = subprocess.run(
-        [sys.executable, "-m", "cli.main", "up", *arguments],
+        service.python("cli.main", "up", *arguments),
         cwd=directory,
         env={**run.environment(), **environment},
         capture_output=True,

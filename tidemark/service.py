@@ -40,6 +40,15 @@ class _JsonFormatter(logging.Formatter):
         return json.dumps(entry)
 
 
+def python(module: str, *arguments: str) -> list[str]:
+    """The command of one of our own modules as a process.
+
+    With -P, because `python -m` alone searches the working directory first: a file of the user's there that is
+    named as a module of ours, or of Python's, would be run instead.
+    """
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
 def log_to_stderr(log_format: Literal["text", "json"]) -> None:
     output = logging.StreamHandler(sys.stderr)
     text = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%H:%M:%S")
