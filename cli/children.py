@@ -2,6 +2,7 @@
 
 Children get a session of their own, so a terminal's Ctrl-C reaches only us, and the kernel ends them with us
 also when we are killed. Start them from the main thread: the kernel watches the thread that forked.
+Knows nothing of the local broker: the container image, whose `tidemark sample` has a child, holds no Java.
 """
 
 import os
@@ -13,7 +14,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from cli.local_kafka import LocalKafka
 from tidemark import service
 from tidemark.errors import TidemarkError
 
@@ -74,25 +74,6 @@ class Child:
         """At once; may be called from a signal handler."""
         if self._process is not None and self._process.returncode is None:
             os.kill(self._process.pid, signal.SIGKILL)
-
-
-class LocalBroker:
-    """A local Kafka as something to watch."""
-
-    name = "broker"
-    exit_code: int | None = None
-
-    def __init__(self, local: LocalKafka) -> None:
-        self._local = local
-        self.log_path = local.log_path
-
-    @property
-    def pid(self) -> int | None:
-        return self._local.pid
-
-    def start(self) -> None:
-        """Blocks until it serves again, on the same port."""
-        self._local.start()
 
 
 class Service(Protocol):

@@ -69,7 +69,12 @@ NODE_SETTINGS = {
 
 
 class LocalKafka:
-    """One broker over one data directory; a context manager. `fast_start`: sooner up, less throughput."""
+    """One broker over one data directory; a context manager. `fast_start`: sooner up, less throughput.
+
+    `children.Watch` can watch it: `start` blocks until it serves again, on the same port.
+    """
+
+    name = "broker"
 
     def __init__(
         self,
@@ -96,6 +101,11 @@ class LocalKafka:
     def pid(self) -> int | None:
         """The broker's process; None when it is not running, also when it ended by itself."""
         return self._process.pid if self._process and self._process.poll() is None else None
+
+    @property
+    def exit_code(self) -> int | None:
+        """As subprocess gives it, None while it runs and before it was started."""
+        return self._process.poll() if self._process else None
 
     def __enter__(self) -> "LocalKafka":
         self.start()

@@ -17,7 +17,7 @@ import httpx
 
 from cli import run_files
 from cli.broker import Broker, open_broker
-from cli.children import Child, LocalBroker, Watch
+from cli.children import Child, Watch
 from cli.remote_api import get
 from cli.run_settings import RunSettings
 from cli.sample_load import COLLECTION, SampleLoad
@@ -130,7 +130,7 @@ class Up:
             self._opening_broker = False
         self._say(f"broker at {broker.bootstrap_servers}")
         if broker.local:
-            self._watches.append(Watch(LocalBroker(broker.local), self._tell))
+            self._watches.append(Watch(broker.local, self._tell))
         return broker
 
     def _start(self, stack: ExitStack, settings: Settings) -> None:

@@ -173,7 +173,7 @@ def test_a_broker_that_was_killed_is_started_again_with_its_data(up: Run) -> Non
     before, pid = up.logged(), up.state["pids"]["broker"]
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: up.state["pids"]["broker"] not in (None, pid), 40.0, "another broker")
-    assert "broker ended" in up.said
+    assert "broker was ended by SIGKILL" in up.said
 
     def answered() -> bool:
         made = up.tidemark("produce", "docs", str(line), "--json")
