@@ -36,7 +36,7 @@ def create_app(replica: Replica) -> FastAPI:
     """The application over a replica's collections."""
     settings = replica.settings
     searches = Searches(settings)
-    writes = Writes(settings.kafka, settings.api.write_timeout_s)
+    writes = Writes(settings.kafka, settings.api.write_timeout_s, {c.partitioner for c in settings.all_collections()})
     metrics = Metrics(replica)
 
     @asynccontextmanager

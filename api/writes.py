@@ -2,12 +2,12 @@
 
 Nothing is produced unless every record of the request is good. A write never touches the index: it comes back
 through the log like any other record, and the positions answered tell a search when it has. An id that is
-stored already goes to the partition that holds it, whatever partitioner its first producer used.
+stored already goes to the partition that holds it, whatever partitioner its first producer used; a new one goes
+where the collection's partitioner puts it.
 """
 
 import asyncio
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import msgspec
 import numpy as np
@@ -21,6 +21,7 @@ from tidemark import searcher
 from tidemark.collection import Collection
 from tidemark.errors import BadQuery, BrokerUnreachable, Overloaded
 from tidemark.kafka_settings import Settings, producer_settings
+from tidemark.partitioner import Partitioner
 from tidemark.record import METADATA_BYTES_MAX, first_unmeasurable, next_position
 
 _decode_object = msgspec.json.Decoder(dict[str, object]).decode
@@ -34,9 +35,10 @@ Placed = tuple[int, bytes, bytes | None, Headers]
 class Writes:
     """Produces records; one per process, used on the event loop, which takes the delivery reports too."""
 
-    def __init__(self, settings: Settings, timeout_s: float) -> None:
+    def __init__(self, settings: Settings, timeout_s: float, partitioners: Iterable[Partitioner]) -> None:
         self._timeout_s = timeout_s
-        self._producer = Producer({"message.timeout.ms": int(timeout_s * 1000), **producer_settings(settings)})
+        timeout = {"message.timeout.ms": int(timeout_s * 1000)}
+        self._producers = {name: Producer({**timeout, **producer_settings(settings, name)}) for name in partitioners}
 
     async def write(self, follower: FollowerMirror, request: WriteRequest) -> dict[int, int]:
         """Produce and wait for the brokers; the positions after the records, per partition."""
@@ -60,14 +62,15 @@ class Writes:
             position = 0 if error is not None else next_position(message)  # type: ignore[arg-type]  # the client's stubs are wider than what it returns
             loop.call_soon_threadsafe(finish, error, message.partition() or 0, position)
 
+        producer = self._producers[collection.partitioner]
         for partition, key, value, headers in records:
-            self._produce(collection.topic, partition, key, value, headers, delivered)
-        return await self._acknowledged(done)
+            _produce(producer, collection.topic, partition, key, value, headers, delivered)
+        return await self._acknowledged(producer, done)
 
-    async def _acknowledged(self, done: "asyncio.Future[dict[int, int]]") -> dict[int, int]:
+    async def _acknowledged(self, producer: Producer, done: "asyncio.Future[dict[int, int]]") -> dict[int, int]:
         deadline = asyncio.get_running_loop().time() + self._timeout_s
         while not done.done():
-            self._producer.poll(0)
+            producer.poll(0)
             if asyncio.get_running_loop().time() > deadline:
                 done.cancel()
                 raise BrokerUnreachable(
@@ -77,23 +80,31 @@ class Writes:
             await asyncio.sleep(0.001)
         return done.result()
 
-    def _produce(
-        self, topic: str, partition: int, key: bytes, value: bytes | None, headers: list[Any], delivered: Any
-    ) -> None:
-        try:
-            self._producer.produce(topic, value, key, partition, headers=headers, on_delivery=delivered)
-        except BufferError:
-            raise Overloaded(
-                "the producer's queue is full, the brokers do not keep up; a part of the request may be written: "
-                "send it again later"
-            ) from None
-        except KafkaException as error:
-            if error.args[0].code() == KafkaError.MSG_SIZE_TOO_LARGE:
-                raise BadQuery(f"id {key[:80]!r}: the record is larger than kafka.message.max.bytes") from None
-            raise BrokerUnreachable(f"the write could not be produced: {error.args[0].str()}") from error
-
     def close(self) -> None:
-        self._producer.flush(5.0)
+        for producer in self._producers.values():
+            producer.flush(5.0)
+
+
+def _produce(
+    producer: Producer,
+    topic: str,
+    partition: int,
+    key: bytes,
+    value: bytes | None,
+    headers: Headers,
+    delivered: Callable[[KafkaError | None, Message], None],
+) -> None:
+    try:
+        producer.produce(topic, value, key, partition, headers=headers, on_delivery=delivered)
+    except BufferError:
+        raise Overloaded(
+            "the producer's queue is full, the brokers do not keep up; a part of the request may be written: "
+            "send it again later"
+        ) from None
+    except KafkaException as error:
+        if error.args[0].code() == KafkaError.MSG_SIZE_TOO_LARGE:
+            raise BadQuery(f"id {key[:80]!r}: the record is larger than kafka.message.max.bytes") from None
+        raise BrokerUnreachable(f"the write could not be produced: {error.args[0].str()}") from error
 
 
 def _records(follower: FollowerMirror, request: WriteRequest) -> list[Placed]:

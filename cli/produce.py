@@ -20,6 +20,7 @@ from cli import run_files
 from cli.exits import Interrupted
 from cli.generations import check_collection
 from cli.records import BadInput, Item, Records, read
+from tidemark.collection import Collection
 from tidemark.errors import BrokerUnreachable
 from tidemark.kafka_settings import Settings, producer_settings
 from tidemark.record import next_position
@@ -53,7 +54,7 @@ def produce_file(collection: str, file: str, id_prefix: str, ids_file: Path | No
     found = settings.collection(collection)
     records = read(file, found, id_prefix, ids_file)
     Topics({"log_level": 0, **settings.kafka}, timeout_s=TOPIC_TIMEOUT_S).identity(found.topic)
-    return produce(settings.kafka, found.topic, records, f"to {found.topic}")
+    return produce(settings.kafka, found, records)
 
 
 class _Deliveries:
@@ -78,16 +79,17 @@ class _Deliveries:
         return self.produced.records + self.failed
 
 
-def produce(settings: Settings, topic: str, records: Records, title: str) -> Produced:
-    """Produce all and wait for the brokers.
+def produce(settings: Settings, collection: Collection, records: Records) -> Produced:
+    """Produce all, placed by the collection's partitioner, and wait for the brokers.
 
     Raises BrokerUnreachable when a record was not acknowledged, BadInput for a bad record of the input.
     """
-    producer = Producer({**producer_settings(settings), **{k: v for k, v in _BULK.items() if k not in settings}})
+    bulk = {name: value for name, value in _BULK.items() if name not in settings}
+    producer = Producer({**producer_settings(settings, collection.partitioner), **bulk})
     deliveries = _Deliveries()
     started = time.perf_counter()
-    with _progress(title, records) as advance:
-        problem = _send_all(producer, topic, records, deliveries, advance)
+    with _progress(f"to {collection.topic}", records) as advance:
+        problem = _send_all(producer, collection.topic, records, deliveries, advance)
         left = _flush(producer, deliveries)
     produced = deliveries.produced
     produced.positions = dict(sorted(produced.positions.items()))

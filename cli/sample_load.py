@@ -65,7 +65,7 @@ class SampleLoad:
         """Produce it all; the number of records, and the positions they reach. `check_stop` may raise."""
         vectors = np.load(self.directory / _VECTORS, mmap_mode="r")
         records = Records(_items(self.directory / _DOCUMENTS, vectors, check_stop), len(vectors))
-        produced = produce(settings.kafka, collection.topic, records, "sample data")
+        produced = produce(settings.kafka, collection, records)
         mark = {"collection": collection.name, "topic_id": identity.topic_id, **asdict(produced)}
         files.replace(run_files.loaded_marker(), json.dumps(mark).encode())
         return produced.records, produced.positions

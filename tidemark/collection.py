@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tidemark.errors import BadConfiguration
+from tidemark.partitioner import Partitioner
 
 Metric = Literal["cosine", "l2", "ip"]
 RecordFormat = Literal["auto", "raw", "json"]
@@ -44,6 +45,7 @@ class Collection:
     format: RecordFormat = "auto"
     id_format: IdFormat = "utf8"
     dead_letter_topic: str = ""
+    partitioner: Partitioner = "murmur2"
     index: IndexParameters = field(default_factory=IndexParameters)
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ Tidemark's guarantees rest on, and those that make librdkafka load or run a file
 from collections.abc import Mapping
 
 from tidemark.errors import BadConfiguration
+from tidemark.partitioner import LIBRDKAFKA, Partitioner
 
 Settings = Mapping[str, str | int | float | bool]
 
@@ -33,6 +34,10 @@ def check(settings: Settings) -> None:
             raise BadConfiguration(f"kafka.{name}: Tidemark sets this itself, its guarantees rest on it: remove it")
         if name in _RUNS_CODE:
             raise BadConfiguration(f"kafka.{name}: would load or run a file from the configuration: not supported")
+        if name == "partitioner":
+            raise BadConfiguration(
+                "kafka.partitioner: ids are placed per collection: set collections.NAME.partitioner instead"
+            )
         if name.endswith("_cb"):
             raise BadConfiguration(f"kafka.{name}: callbacks cannot be set from a configuration file")
     if not settings.get("bootstrap.servers"):
@@ -64,11 +69,10 @@ def consumer_settings(settings: Settings) -> dict[str, str | int | float | bool]
     return {**tuning, **settings, **owned}
 
 
-def producer_settings(settings: Settings) -> dict[str, str | int | float | bool]:
-    """Settings of a producer that loses nothing and does not wait for a batch to fill."""
+def producer_settings(settings: Settings, partitioner: Partitioner = "murmur2") -> dict[str, str | int | float | bool]:
+    """Settings of a producer that loses nothing, does not wait for a batch to fill and places ids as it is told."""
     shared = {name: value for name, value in settings.items() if not name.startswith(_CONSUMER_ONLY)}
-    # One id stays in one partition whoever writes it: the Java clients' partitioner, not librdkafka's default.
-    return {"linger.ms": 1, "enable.idempotence": True, "partitioner": "murmur2_random", **shared}
+    return {"linger.ms": 1, "enable.idempotence": True, "partitioner": LIBRDKAFKA[partitioner], **shared}
 
 
 def admin_settings(settings: Settings) -> dict[str, str | int | float | bool]:

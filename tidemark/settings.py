@@ -26,6 +26,7 @@ from tidemark.collection import (
 )
 from tidemark.errors import BadConfiguration
 from tidemark.kafka_settings import check
+from tidemark.partitioner import Partitioner
 
 DEFAULT_FILE = "tidemark.toml"
 _OTHER_VARIABLES = {
@@ -65,6 +66,7 @@ class CollectionSettings(_Table):
     format: RecordFormat = Field("auto", description="raw, json or auto (docs/format.md)")
     id_format: IdFormat = Field("utf8", description="how keys are shown: utf8, int64 or bytes (base64)")
     dead_letter_topic: str = Field("", description="where bad records go; default: <topic>.dead-letters")
+    partitioner: Partitioner = Field("murmur2", description="how its producers place ids: murmur2, consistent or fnv1a")
     index: IndexSettings = IndexSettings()  # type: ignore[call-arg]
 
 
@@ -153,6 +155,7 @@ class Settings(BaseSettings):
             format=found.format,
             id_format=found.id_format,
             dead_letter_topic=found.dead_letter_topic,
+            partitioner=found.partitioner,
             index=IndexParameters(**found.index.model_dump()),
         )
 
