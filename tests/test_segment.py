@@ -8,10 +8,13 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.rows import FLAT, embeddings, rows_of, segment_of
 from tidemark.collection import IndexKind, IndexParameters, Metric
 from tidemark.errors import CorruptCheckpoint
+from tidemark.exact import exact_search, exact_search_among
 from tidemark.manifest import SegmentEntry
 from tidemark.record import hash_ids
 from tidemark.segment import Segment, merged, remove_segment_files, write_segment
@@ -204,3 +207,68 @@ def test_removing_a_segment_twice_is_fine(tmp_path: Path) -> None:
     remove_segment_files(tmp_path / "s")
     remove_segment_files(tmp_path / "s")
     assert list(tmp_path.iterdir()) == []
+
+
+@given(
+    count=st.integers(70, 1_500),
+    dead_share=st.sampled_from([0.0, 0.01, 0.5, 0.9, 0.99, 1.0]),
+    k=st.sampled_from([1, 3, 10, 100, 1_000]),
+    metric=st.sampled_from(["l2", "ip"]),
+    kind=st.sampled_from(KINDS),
+    together=st.booleans(),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60)
+def test_exact_searches_find_the_nearest_live_rows_whichever_are_dead(
+    tmp_path_factory: pytest.TempPathFactory,
+    count: int,
+    dead_share: float,
+    k: int,
+    metric: Metric,
+    kind: IndexKind,
+    together: bool,
+    seed: int,
+) -> None:
+    vectors = embeddings(count, 8, seed=seed)
+    segment = segment_of(tmp_path_factory.mktemp("s") / "s", vectors, metric, small(kind))
+    scores = ((vectors - vectors[0]) ** 2).sum(axis=1) if metric == "l2" else -(vectors @ vectors[0])
+    rows = np.argsort(scores) if together else np.random.default_rng(seed).permutation(count)
+    segment.kill(np.sort(rows[: round(count * dead_share)]))
+    live = np.flatnonzero(~segment.dead_mask())
+    wanted = np.sort(scores[live])[:k]
+    _, found = segment.search(vectors[[0, 0]], k, 1.0, exact=True)
+    for line in found:
+        answered = line[line >= 0]
+        assert len(set(answered.tolist())) == len(answered) == len(wanted)
+        assert np.isin(answered, live).all()
+        assert scores[answered] == pytest.approx(wanted, abs=1e-3)
+    if len(live) <= k:
+        assert set(segment.search(vectors[[0]], k, 1.0, exact=False)[1][0].tolist()) - {-1} == set(live.tolist())
+
+
+def test_a_search_of_a_segment_that_is_mostly_dead_costs_its_live_rows(tmp_path: Path) -> None:
+    segment = segment_of(tmp_path / "s", embeddings(2_000, 8), parameters=small("ivfpq"))
+    assert segment.scan_cost == 0
+    segment.kill(np.arange(1_000))
+    assert segment.scan_cost == 1_000
+    segment.kill(np.arange(1_000, 1_995))
+    assert segment.scan_cost == 5
+    flat = segment_of(tmp_path / "flat", embeddings(100, 8))
+    flat.kill(np.arange(90))
+    assert flat.scan_cost == 100
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+@pytest.mark.parametrize("k", [1, 10, 5_000])
+def test_among_some_rows_no_others_are_compared(metric: Metric, k: int) -> None:
+    vectors = embeddings(100_000, 8)
+    among = np.concatenate((np.arange(0, 40_000, 7), np.arange(40_000, 90_000)))
+    others = np.ones(len(vectors), np.bool_)
+    others[among] = False
+    vectors[others] = vectors[0] if metric == "l2" else 1e6  # nearer than any that may be found
+    queries = vectors[[0, 700]]
+    distances, found = exact_search_among(vectors, among, queries, k, metric)
+    wanted_distances, wanted = exact_search(vectors[among], queries, k, metric)
+    assert distances == pytest.approx(wanted_distances, abs=1e-4)
+    assert np.isin(found, among).all()
+    assert (found == among[wanted]).mean() > 0.99  # but for ties

@@ -174,3 +174,13 @@ def test_rows_coded_bit_by_bit_and_passed_over_are_searched_like_an_exact_scan(d
     assert min(int(hit.id) for hits in found for hit in hits) >= 1_900
     same = sum(len({hit.id for hit in a} & {hit.id for hit in b}) for a, b in zip(exact, found, strict=True))
     assert same >= 0.9 * K * len(queries)
+
+
+@pytest.mark.parametrize("left", [3, 40])
+def test_of_a_tail_with_codes_whose_rows_are_nearly_all_dead_those_that_live_are_found(left: int) -> None:
+    view = coded()
+    kept = {b"id-%d" % row for row in range(0, ROWS, ROWS // left)}
+    gone = [id_ for row in range(ROWS) if (id_ := b"id-%d" % row) not in kept]
+    view.apply(decode([delete(ROWS + n, id_) for n, id_ in enumerate(gone)], COLLECTION)[0])
+    assert ids(view, exact=False) == ids(view, exact=True)
+    assert all(len(hits) == min(K, left) for hits in ids(view, exact=False))

@@ -15,6 +15,8 @@ from tidemark.collection import Metric
 
 # Products with so many rows at a time stay in the caches.
 _BLOCK_ROWS = 2_048
+# As many numbers are copied at a time where only some of the rows are searched: 1 MB.
+_COPIED_NUMBERS = 2**18
 
 
 def faiss_metric(metric: Metric) -> Any:
@@ -29,6 +31,28 @@ def exact_search(
     The GIL is released; rows may be appended or killed behind the scan meanwhile.
     """
     return faiss.knn(queries, rows, min(k, len(rows)), metric=faiss_metric(metric))
+
+
+def exact_search_among(
+    rows: NDArray[np.float32], among: NDArray[np.int64], queries: NDArray[np.float32], k: int, metric: Metric
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """As `exact_search`, (nq, min(k, len(among))), of those rows only whose ascending numbers are given.
+
+    A block of them is copied at a time, or none where they follow each other.
+    """
+    k, width = min(k, len(among)), max(1, _COPIED_NUMBERS // rows.shape[1])
+    distances, labels = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+    for start in range(0, len(among), width):
+        numbers = among[start : start + width]
+        first, stop = int(numbers[0]), int(numbers[-1]) + 1
+        block = rows[first:stop] if stop - first == len(numbers) else rows[numbers]
+        found, at = exact_search(block, queries, k, metric)
+        distances = np.concatenate((distances, found), axis=1)
+        labels = np.concatenate((labels, np.where(at < 0, -1, numbers[at])), axis=1)
+        if distances.shape[1] > k:
+            order = (distances if metric == "l2" else -distances).argsort(axis=1, kind="stable")[:, :k]
+            distances, labels = np.take_along_axis(distances, order, 1), np.take_along_axis(labels, order, 1)
+    return distances, labels
 
 
 def nearest_of_many(

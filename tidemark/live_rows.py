@@ -9,6 +9,10 @@ from numpy.typing import NDArray
 
 from tidemark.shared_memory import Region, room
 
+# While no more of its rows are dead an index is taken to lead a search, for what it is estimated to cost; beyond,
+# it may find too few, and a segment is soon built anew (merge_policy.py).
+DEAD_SHARE_LED = 0.2
+
 
 class LiveRows:
     """The bits of `rows` rows, little-endian bit order; `dead` counts those cleared."""
@@ -40,6 +44,16 @@ class LiveRows:
         """Which of the first `rows` rows (of all) are dead, bool (rows,)."""
         count = self._rows if rows is None else rows
         return np.equal(np.unpackbits(self.bitmap[: _bytes(count)], count=count, bitorder="little"), 0)
+
+    def numbers(self) -> NDArray[np.int64]:
+        """The rows that live now, ascending; where nearly all are dead it takes no more than a look at the bitmap."""
+        bitmap = self.bitmap.copy()
+        some = np.flatnonzero(bitmap)
+        if 16 * len(some) > len(bitmap):
+            return np.flatnonzero(np.unpackbits(bitmap, count=self._rows, bitorder="little"))
+        bits = np.unpackbits(bitmap[some], bitorder="little").reshape(-1, 8)
+        rows: NDArray[np.int64] = (some[:, None] * 8 + np.arange(8))[bits != 0]
+        return rows[: np.searchsorted(rows, self._rows)]  # the last byte may have more bits than there are rows
 
     def are_live(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         mask: NDArray[np.bool_] = self.bitmap[rows >> 3] >> (rows & 7).astype(np.uint8) & 1 != 0

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from tidemark import index
 from tidemark.codes import Coded, Codes
 from tidemark.collection import Metric
-from tidemark.exact import exact_search
-from tidemark.live_rows import LiveRows
+from tidemark.exact import exact_search, exact_search_among
+from tidemark.live_rows import DEAD_SHARE_LED, LiveRows
 from tidemark.record import Batch
 from tidemark.rows import Rows, Texts
 from tidemark.shared_memory import Region, fence, room
@@ -241,9 +241,12 @@ class Tail:
 
     @property
     def scan_cost(self) -> float:
-        """What a search scans, in rows compared exactly."""
+        """What a search scans, in rows compared exactly; where codes find too few, all rows of theirs that live."""
         coded = max(0, self._codes.rows - self.first)
-        return self.count - coded * (1 - index.CODES_SCAN_COST)
+        scanned = coded * index.CODES_SCAN_COST
+        if self.dead_rows > DEAD_SHARE_LED * self.count:
+            scanned += max(0, coded - self.dead_rows)
+        return self.count - coded + scanned
 
     def search(
         self, queries: NDArray[np.float32], k: int, metric: Metric, start: int, stop: int, effort: float, exact: bool
@@ -251,7 +254,7 @@ class Tail:
         """FAISS distances and row numbers of rows [start, stop): of those that have codes, and of the others."""
         coded = self._codes.rows
         if not exact and start == self.first and start < coded:
-            yield self._search_codes(queries, k, effort)
+            yield self._search_codes(queries, k, metric, effort)
             start = coded
         if start < stop:
             distances, labels = exact_search(self.vectors[start:stop], queries, k, metric)
@@ -260,7 +263,7 @@ class Tail:
             yield distances, labels
 
     def _search_codes(
-        self, queries: NDArray[np.float32], k: int, effort: float
+        self, queries: NDArray[np.float32], k: int, metric: Metric, effort: float
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """May find rows newer than those that its caller knows to have codes."""
         fence()
@@ -271,7 +274,26 @@ class Tail:
         alive = self._alive if self.first or self._live.dead else index.ALL
         distances, labels = index.search(coded.index, self.vectors, queries, k, coded.parameters, alive, effort)
         labels[np.isnan(distances)] = -1  # killed meanwhile
+        if labels.min() < 0:
+            self._complete(distances, labels, queries, metric)
         return distances, labels
+
+    def _complete(
+        self,
+        distances: NDArray[np.float32],
+        labels: NDArray[np.int64],
+        queries: NDArray[np.float32],
+        metric: Metric,
+    ) -> None:
+        """Search exactly where codes found too few: dead rows around a query can use up its effort."""
+        live = self.live_rows
+        live = live[: np.searchsorted(live, self._codes.rows)]
+        k = labels.shape[1]
+        short = (labels >= 0).sum(axis=1) < min(k, len(live))
+        if short.any():
+            found, rows = exact_search_among(self.vectors, live, queries[short], k, metric)
+            width = rows.shape[1]
+            distances[short, :width], labels[short, :width], labels[short, width:] = found, rows, -1
 
     def find(self, hash_: np.uint64, id_: bytes) -> int | None:
         """The live row that holds an id, whose hash is given; None when there is none."""
