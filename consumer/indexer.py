@@ -70,10 +70,12 @@ class Indexer:
         finally:
             self._builder.stop()
             self._log.close()  # on the way, every partition is revoked: checkpoint and commit
+            self._dead_letters.close()
 
     def _turn(self, log: Log) -> None:
         fetched = log.fetch(self._settings.consumer.fetch_records, POLL_S)
         self._take(fetched)
+        self._dead_letters.turn()
         if fetched.records < self._settings.consumer.fetch_records // 2:
             time.sleep(GATHER_S)
         now = time.monotonic()
@@ -132,6 +134,7 @@ class Indexer:
                     self._checkpoint(owned)
             except (StaleOwner, StoreUnavailable) as error:
                 logger.warning("let go without a checkpoint: %s", error)
+            self._dead_letters.forget(partition)
 
     def _stop_partition(self, owned: OwnedPartition, error: TidemarkError) -> None:
         logger.error("stopped: %s", error)
@@ -182,7 +185,9 @@ class Indexer:
 
     def _checkpoint(self, owned: OwnedPartition) -> None:
         """Dead letters acknowledged -> manifest durable -> offsets committed -> obsolete files removed."""
-        self._dead_letters.flush(DEAD_LETTER_TIMEOUT_S)
+        if not self._dead_letters.wait([owned.partition], DEAD_LETTER_TIMEOUT_S):
+            why = self._dead_letters.problem(owned.partition) or "dead letters are not acknowledged by the brokers"
+            raise StoreUnavailable(f"{owned.partition[0]}[{owned.partition[1]}]: {why}")
         reach("dead-letters-acknowledged")
         manifest = owned.checkpoint()
         assert self._log is not None
