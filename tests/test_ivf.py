@@ -58,7 +58,7 @@ def test_filled_lists_are_those_that_faiss_fills(dimension: int, metric: Metric)
     theirs.train(rows)
     ours = faiss.clone_index(theirs)
     theirs.add(rows)
-    ivf.fill(ours, rows, theirs.pq.compute_codes(rows), metric)
+    ivf.fill(ours, rows, theirs.pq.compute_codes(rows), metric, np.empty(0, np.int64))
     assert ours.ntotal == theirs.ntotal
     assert (faiss.serialize_index(ours) == faiss.serialize_index(theirs)).all()
 

@@ -1,10 +1,11 @@
 """4-bit product codes of a tail's rows, in inverted lists that FAISS searches where their writer puts them.
 
 Each list has room for all rows (a page of memory is taken when it is written), laid out as FAISS's fast scan reads
-it (`ivf.packed`): blocks of codes, then the row numbers, ascending.
-Invariants: what was written never moves; codes and numbers come first, then the lists' sizes, then the number of
-coded rows, so who reads them in the other order finds every row counted. One writer, any readers, also in other
-processes, without locks. Knows nothing of ids or of dead rows. Used by `tail.py`.
+it (`ivf.packed`): blocks of codes, then the row numbers, ascending. Rows far beyond the others (`outliers.py`) get no
+codes: their numbers stand beside the lists, and every search ranks them exactly.
+Invariants: what was written never moves; codes and numbers come first, then the lists' sizes and that of the outliers,
+then the number of coded rows, so who reads them in the other order finds every row counted. One writer, any readers,
+also in other processes, without locks. Knows nothing of ids or of dead rows. Used by `tail.py`.
 """
 
 import ctypes
@@ -28,6 +29,8 @@ _HEAD = Struct("<qqqd")
 ERROR_MAX = 1.5
 # Of so many rows the error of one is measured.
 MEASURED_EVERY = 4
+# With a larger share of outliers rows are rather unlike those trained on: of rows that get codes at a time, and of all.
+OUTLIERS_SHARE_MAX = 0.05
 
 
 class _Lists(faiss.OnDiskInvertedLists):
@@ -47,10 +50,12 @@ class Coded:
     _table: NDArray[np.int64]
     _sizes: NDArray[np.int64]
     _starts: NDArray[np.int64]
+    _outliers: NDArray[np.int64]
 
     def refresh(self) -> None:
         """See all rows coded by now; threads that do this at a time all store sizes of now."""
         np.subtract(self._sizes, self._starts, out=self._table[:, 0])
+        self.index.outliers = self._outliers[1 : 1 + int(self._outliers[0])]
 
 
 class Codes:
@@ -63,6 +68,8 @@ class Codes:
         self._code_bytes, self._room = _code_bytes(dimension), _whole_blocks(capacity)
         self._words: NDArray[np.int64] = region.take(np.int64, 1)  # rows
         self._sizes: NDArray[np.int64] = region.take(np.int64, CODES_LISTS)
+        # How many outliers there are, then their row numbers, ascending.
+        self._outliers: NDArray[np.int64] = region.take(np.int64, 1 + _outliers_max(capacity))
         self._model: NDArray[np.uint8] = region.take(np.uint8, _model_bytes(dimension))
         self._memory: NDArray[np.uint8] = region.take(np.uint8, CODES_LISTS, self._room * (self._code_bytes + 8))
         self._encoder: Index | None = None
@@ -74,7 +81,8 @@ class Codes:
     def size(dimension: int, capacity: int) -> int:
         """Bytes they take of a region; few of them are ever written."""
         lists = room(np.uint8, CODES_LISTS, _whole_blocks(capacity) * (_code_bytes(dimension) + 8))
-        return room(np.int64, 1) + room(np.int64, CODES_LISTS) + room(np.uint8, _model_bytes(dimension)) + lists
+        numbers = room(np.int64, 1) + room(np.int64, CODES_LISTS) + room(np.int64, 1 + _outliers_max(capacity))
+        return numbers + room(np.uint8, _model_bytes(dimension)) + lists
 
     @property
     def rows(self) -> int:
@@ -95,17 +103,27 @@ class Codes:
 
     def append(self, vectors: NDArray[np.float32]) -> bool:
         """Code the next rows (n, dimension); False when they are unlike those that the index was trained on."""
-        assert self._encoder is not None
-        first = self.rows
+        assert self._encoder is not None and self._encoder.bulk is not None
+        first, outliers = self.rows, self._encoder.bulk.outliers(vectors)
+        known = int(self._outliers[0])
+        count = known + len(outliers)
+        if len(outliers) > OUTLIERS_SHARE_MAX * len(vectors) or count >= len(self._outliers):
+            return False
+        numbers = first + np.arange(len(vectors))
+        if len(outliers):
+            self._outliers[1 + known : 1 + count] = numbers[outliers]
+            vectors, numbers = np.delete(vectors, outliers, axis=0), np.delete(numbers, outliers)
         codes, lists = self._encoder.encoded(vectors)
         error = self._encoder.error(vectors[::MEASURED_EVERY], codes[::MEASURED_EVERY])
-        self._write(codes, lists, first)
-        self._words[0] = first + len(vectors)
+        self._write(codes, lists, numbers)
+        self._outliers[0] = count
+        fence()
+        self._words[0] = first + len(numbers) + len(outliers)
         if math.isinf(self._error_max):
             self._error_max = ERROR_MAX * error
         return error <= self._error_max
 
-    def _write(self, codes: NDArray[np.uint8], lists: NDArray[np.int64], first: int) -> None:
+    def _write(self, codes: NDArray[np.uint8], lists: NDArray[np.int64], numbers: NDArray[np.int64]) -> None:
         """Add codes to their lists: the last block of each is written again, with what it had, and those after it."""
         width, boundary = self._code_bytes, self._room * self._code_bytes
         order = np.argsort(lists, kind="stable")
@@ -122,8 +140,7 @@ class Codes:
         for number in np.flatnonzero(counts).tolist():
             size, count, block = int(sizes[number]), int(counts[number]), int(first_blocks[number])
             memory = self._memory[number]
-            rows = order[ends[number] - count : ends[number]]
-            memory[boundary:].view(np.int64)[size : size + count] = first + rows
+            memory[boundary:].view(np.int64)[size : size + count] = numbers[order[ends[number] - count : ends[number]]]
             added = written[block : block + int(blocks[number])].reshape(-1)
             place = memory[(size - int(begun[number])) * width :][: added.size]
             place[: BLOCK_ROWS * width] |= added[: BLOCK_ROWS * width]
@@ -153,7 +170,8 @@ class Codes:
         table[:, 2] = np.arange(found.lists) * self._memory.shape[1] + starts * self._code_bytes
         found.faiss.replace_invlists(lists, False)
         found.faiss.ntotal = self._room
-        return Coded(found, SearchParameters(effort, k_factor, reach=reach), lists, table, sizes, starts)
+        parameters = SearchParameters(effort, k_factor, reach=reach)
+        return Coded(found, parameters, lists, table, sizes, starts, self._outliers)
 
     def _start_of(self, number: int, first: int) -> int:
         """How many rows of a list to leave out: whole blocks of rows before `first`, as the capacity's sum allows."""
@@ -165,6 +183,10 @@ class Codes:
 
 def _code_bytes(dimension: int) -> int:
     return -(-index.codes_of(dimension) // 2)
+
+
+def _outliers_max(capacity: int) -> int:
+    return math.ceil(OUTLIERS_SHARE_MAX * capacity)
 
 
 def _whole_blocks(rows: int) -> int:

@@ -56,14 +56,20 @@ def exact_search_among(
 
 
 def nearest_of_many(
-    rows: NDArray[np.float32], queries: NDArray[np.float32], k: int, metric: Metric
+    rows: NDArray[np.float32],
+    queries: NDArray[np.float32],
+    k: int,
+    metric: Metric,
+    left_out: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
-    """Row numbers (nq, min(k, n)) of the nearest rows for hundreds of queries, nearest first up to rounding.
+    """Row numbers (nq, k) of the nearest rows for hundreds of queries, nearest first up to rounding.
 
+    Fewer than k where there are fewer rows. `left_out`: few rows that are not looked for.
     By matrix products, most of which are only compared with the worst row kept: for 200 queries half as long as
     `exact_search`, and on one thread.
     """
-    k, lines = min(k, len(rows)), np.arange(len(queries))
+    passed_over = np.empty(0, np.int64) if left_out is None else left_out
+    k, lines = min(k, len(rows) - len(passed_over)), np.arange(len(queries))
     best, labels = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
     worst = np.full((len(queries), 1), np.inf, np.float32)
     gathered: list[tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]] = []
@@ -74,6 +80,7 @@ def nearest_of_many(
         scores = negative @ block.T
         if metric == "l2":
             scores += np.einsum("ij,ij->i", block, block) / np.float32(2)
+        scores[:, passed_over[(first <= passed_over) & (passed_over < first + len(block))] - first] = np.inf
         nearer = np.flatnonzero(scores < worst)
         gathered.append((nearer // len(block), scores.ravel()[nearer], first + nearer % len(block)))
         first, width = first + len(block), min(2 * width, _BLOCK_ROWS)
@@ -85,6 +92,14 @@ def nearest_of_many(
             best, labels = score[nearest], label[nearest]
             worst, gathered = best[:, -1:], []
     return labels
+
+
+def squares_to(rows: NDArray[np.float32], point: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Squared distances (n,) of float32 rows (n, dimension) to one point, by differences, so that none is cancelled."""
+    rows, squares = np.ascontiguousarray(rows), np.empty(len(rows), np.float32)
+    pointers = [faiss.swig_ptr(each) for each in (squares, np.ascontiguousarray(point), rows)]
+    faiss.fvec_L2sqr_ny(*pointers, rows.shape[1], len(rows))  # type: ignore[attr-defined]
+    return squares
 
 
 def public_distance(distances: NDArray[np.float32], metric: Metric) -> NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 Invariant: an index answers row numbers of the rows it was built over, in their order, and is only ever read
 from bytes whose checksum was verified (FAISS accepts flipped bits: it checks structure, not content).
+Rows far beyond the others (`outliers.py`) are not in it: every search ranks them exactly, beside what it finds.
 Knows nothing of ids, dead rows' causes, files' names or Kafka. Used by `segment.py` and by the builder.
 """
 
@@ -20,6 +21,7 @@ from tidemark import ivf, pq
 from tidemark.collection import IndexKind, IndexParameters, Metric
 from tidemark.errors import CorruptCheckpoint
 from tidemark.exact import faiss_metric, nearest_of_many, public_distance
+from tidemark.outliers import Bulk
 
 # Rows used as queries to calibrate a segment: their 10 neighbours give its recall to about +-0.4 %.
 CALIBRATION_QUERIES = 400
@@ -68,6 +70,9 @@ class SearchParameters:
         return replace(self, effort=max(1, math.ceil(self.effort * factor)), reach=self.reach * factor)
 
 
+NO_ROWS: NDArray[np.int64] = np.empty(0, np.int64)
+
+
 def _smallest(numbers: NDArray[np.float32], last: int) -> np.float32:
     """The number that sorting would put at `last`."""
     return np.partition(numbers, last)[last]  # type: ignore[no-any-return]
@@ -76,20 +81,41 @@ def _smallest(numbers: NDArray[np.float32], last: int) -> np.float32:
 class Index:
     """A FAISS index over float32 rows (n, dimension), open for searching; any thread may use it."""
 
-    def __init__(self, index: Any, encoder: pq.Encoder | None = None) -> None:
-        """`encoder`: what made its codes, where it is to make more."""
-        self.faiss = index
+    def __init__(
+        self,
+        index: Any,
+        outliers: NDArray[np.int64] = NO_ROWS,
+        encoder: pq.Encoder | None = None,
+        bulk: Bulk | None = None,
+    ) -> None:
+        """`outliers`: the rows that it does not hold. `encoder` and `bulk`: where it is to make more codes."""
+        self.faiss, self.outliers = index, outliers
         self.metric: Metric = "l2" if index.metric_type == faiss.METRIC_L2 else "ip"  # cosine: of unit vectors
         self.is_hnsw = isinstance(index, faiss.IndexHNSW)
         self.lists = 1 if self.is_hnsw else int(index.nlist)
-        self._encoder = encoder
+        self._encoder, self.bulk = encoder, bulk
         if self.is_hnsw:
+            self._open_numbers()
             return
         quantizer: Any = faiss.downcast_index(index.quantizer)
         self._quantizer, self._centroids_pointer = quantizer, quantizer.get_xb()
         if self.metric == "ip":
             centroids = ivf.centroids_of(index)
             self._square_max = float(np.einsum("ij,ij->i", centroids, centroids).max())
+
+    def _open_numbers(self) -> None:
+        """The row of each of FAISS's own numbers, which count the rows that it holds; none where it holds all."""
+        self.numbers, self.translation = NO_ROWS, None
+        if len(self.outliers):
+            self.numbers = np.delete(np.arange(self.faiss.ntotal + len(self.outliers)), self.outliers)
+            self.translation = faiss.Int64Vector()
+            faiss.copy_array_to_vector(self.numbers, self.translation)
+
+    def held(self, rows: int) -> "Alive":
+        """What finds nothing but the rows that it holds, of so many."""
+        if not len(self.outliers):
+            return ALL
+        return Alive(np.packbits(~np.isin(np.arange(rows), self.outliers), bitorder="little"))
 
     def encoded(self, vectors: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """The product codes (n, code bytes) of vectors, and the number of each one's list (n,); needs an encoder."""
@@ -103,8 +129,8 @@ class Index:
     def _to_centroids(self, query: NDArray[np.float32]) -> NDArray[np.float32]:
         """Squared distances (lists,) of one query to the centroids.
 
-        Of inner products: to the centroids as if one more dimension made them equally long (Bachrach et al., 2014),
-        where the nearest is the one with the largest product.
+        Of inner products, of a query with length 1: to the centroids as if one more dimension made them equally long
+        (Bachrach et al., 2014), where the nearest is the one with the largest product.
         """
         found = np.empty(self.lists, np.float32)
         pointers = faiss.swig_ptr(found), faiss.swig_ptr(query), self._centroids_pointer
@@ -112,13 +138,21 @@ class Index:
             faiss.fvec_L2sqr_ny(*pointers, self.faiss.d, self.lists)  # type: ignore[attr-defined]
             return found
         faiss.fvec_inner_products_ny(*pointers, self.faiss.d, self.lists)  # type: ignore[attr-defined]
-        farthest = np.float32(self._square_max + float(query @ query))
+        farthest = np.float32(self._square_max + 1)
         squares: NDArray[np.float32] = np.maximum(farthest - 2 * found, np.float32(0))
         return squares
 
     def sorted_squares(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
         """Squared distances (nq, lists) to the centroids, nearest first."""
-        return np.sort([self._to_centroids(query) for query in queries], axis=1)
+        return np.sort([self._to_centroids(query) for query in self._directed(queries)], axis=1)
+
+    def _directed(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Under inner product a query's length changes nothing about what is near: 1 for all, but for zero."""
+        if self.metric == "l2":
+            return queries
+        lengths = np.sqrt(np.einsum("ij,ij->i", queries, queries, dtype=np.float64))[:, None]
+        directed: NDArray[np.float32] = (queries / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+        return directed
 
     def lists_within(self, queries: NDArray[np.float32], effort: int, reach: float) -> NDArray[np.int64]:
         """The lists to probe for each query (nq, width), padded with -1 (see `SearchParameters`).
@@ -129,7 +163,7 @@ class Index:
         least, most = min(self.lists, math.ceil(LISTS_LEAST * effort)), min(self.lists, LISTS_MOST * effort)
         last, farthest = min(REACH_FROM, self.lists) - 1, np.float32((1 + reach) ** 2)
         found = []
-        for query in queries:
+        for query in self._directed(queries):
             squares = self._to_centroids(query)
             third = _smallest(squares, last)
             lists = (squares <= third * farthest).nonzero()[0]
@@ -149,7 +183,7 @@ class Index:
     ) -> NDArray[np.int64]:
         """The rows (nq, count) nearest by codes, -1 where there are fewer; `parameters` as they are to be used."""
         if parameters.reach == 0 or self.lists == 1:
-            options = alive.options(False, min(parameters.effort, self.lists))
+            options = alive.options(self, min(parameters.effort, self.lists))
             labels: NDArray[np.int64] = self.faiss.search(queries, count, params=options)[1]
             return labels
         lists = self.lists_within(queries, parameters.effort, parameters.reach)
@@ -157,7 +191,7 @@ class Index:
         # Codes are of the rows, not of what is left of them after the centroid: its distance is not used.
         unused = np.zeros(lists.shape, np.float32)
         pointers = [faiss.swig_ptr(each) for each in (lists, unused, distances, labels)]
-        options = alive.options(False, lists.shape[1])
+        options = alive.options(self, lists.shape[1])
         self.faiss.search_preassigned_c(len(queries), faiss.swig_ptr(queries), count, *pointers, False, options)
         return labels
 
@@ -172,7 +206,7 @@ def build(
 ) -> tuple[Index, SearchParameters]:
     """Build and calibrate an ANN index over float32 rows (n, dimension); all threads of the process are used."""
     if parameters.kind == "hnsw":
-        index = _build_hnsw(rows, metric, parameters)
+        index = _build_hnsw(rows, metric, parameters, seed)
     else:
         lists = parameters.nlist or max(16, int(4 * math.sqrt(len(rows))))
         index = _build_ivfpq(rows, metric, lists, lists * TRAINING_ROWS_PER_CENTROID, seed)
@@ -187,15 +221,19 @@ def build_codes(
     return index, _calibrate(index, rows, recall_target, seed, CODES_QUERIES)
 
 
-def _build_hnsw(rows: NDArray[np.float32], metric: Metric, parameters: IndexParameters) -> Index:
+def _build_hnsw(rows: NDArray[np.float32], metric: Metric, parameters: IndexParameters, seed: int) -> Index:
+    outliers = Bulk(rows, seed).outliers(rows)
     index = faiss.IndexHNSWFlat(rows.shape[1], parameters.m, faiss_metric(metric))
     index.hnsw.efConstruction = parameters.ef_construction
-    index.add(rows)  # one add per segment: each allocates a lock per row
-    return Index(index)
+    # One add per segment: each allocates a lock per row.
+    index.add(np.delete(rows, outliers, axis=0) if len(outliers) else rows)
+    return Index(index, outliers)
 
 
 def _build_ivfpq(rows: NDArray[np.float32], metric: Metric, lists: int, training: int, seed: int) -> Index:
     count, dimension = rows.shape
+    bulk = Bulk(rows, seed)
+    outliers = bulk.outliers(rows)
     lists = max(1, min(lists, count // TRAINING_ROWS_PER_CENTROID))
     quantizer = faiss.IndexFlat(dimension, faiss_metric(metric))
     index = faiss.IndexIVFPQFastScan(quantizer, dimension, lists, codes_of(dimension), 4, faiss_metric(metric))
@@ -204,13 +242,14 @@ def _build_ivfpq(rows: NDArray[np.float32], metric: Metric, lists: int, training
     index.pq.cp.niter, index.pq.cp.seed = ivf.TRAINING_ITERATIONS, 1 + seed % 2**30
     index.pq.cp.min_points_per_centroid = 1
     picked = np.random.default_rng(seed).choice(count, min(count, training), replace=False)
+    picked = picked[~np.isin(picked, outliers)]
     quantizer.add(ivf.train(rows[np.sort(picked)], lists, metric, seed))
     training_rows = rows[picked[: pq.TRAINING_ROWS]]
     pq.start_apart(index.pq, training_rows, seed)
     index.train(training_rows)
     encoder = pq.Encoder(index.pq, training_rows)
-    ivf.fill(index, rows, encoder.encode(rows), metric)
-    return Index(index, encoder)
+    ivf.fill(index, rows, encoder.encode(rows), metric, outliers)
+    return Index(index, outliers, encoder, bulk)
 
 
 def _measurement(
@@ -219,20 +258,22 @@ def _measurement(
     """Measures recall@10 of search parameters on sampled rows.
 
     Each sampled row is a query whose own row is left out of the answer, found exactly over all rows. A row is
-    found when it is as near as the 10th nearest: rows of equal distance are equally good answers.
+    found when it is as near as the 10th nearest: rows of equal distance are equally good answers. Of the rows that the
+    index holds: outliers, which are always found, are not there any more when they are deleted.
     """
-    metric = index.metric
+    metric, alive = index.metric, index.held(len(rows))
     picked = np.random.default_rng(seed + 1).choice(len(rows), min(count, len(rows)), replace=False)
+    picked = alive.among(picked)
     queries = np.ascontiguousarray(rows[picked])
 
     def distances_of(labels: NDArray[np.int64]) -> NDArray[np.float32]:
         others = np.where(labels == picked[:, None], -1, labels)
         return public_distance(_rank_exactly(rows, queries, others, CALIBRATION_K, metric)[0], metric)
 
-    worst = distances_of(nearest_of_many(rows, queries, 2 * CALIBRATION_K, metric))[:, -1:]
+    worst = distances_of(nearest_of_many(rows, queries, 2 * CALIBRATION_K, metric, index.outliers))[:, -1:]
 
     def measured(parameters: SearchParameters) -> SearchParameters:
-        found = search(index, rows, queries, CALIBRATION_K + 1, parameters)[1]
+        found = search(index, rows, queries, CALIBRATION_K + 1, parameters, alive)[1]
         return replace(parameters, recall=_share_as_near(distances_of(found), worst))
 
     return measured
@@ -308,25 +349,39 @@ class Alive:
 
     def __init__(self, bitmap: NDArray[np.uint8] | None = None, first: int = 0) -> None:
         """`first`: the rows before it are passed over as well."""
-        self._bitmap = bitmap  # FAISS keeps only its address
+        self._bitmap, self._first = bitmap, first  # FAISS keeps only its address
         self._selector: Any = None if bitmap is None else faiss.IDSelectorBitmap(bitmap)  # type: ignore[call-arg, arg-type]
         if first and self._selector is not None:
             self._parts = faiss.IDSelectorRange(first, 2**62), self._selector
             self._selector = faiss.IDSelectorAnd(*self._parts)
         self._options: dict[tuple[bool, int], Any] = {}
 
-    def options(self, hnsw: bool, effort: int) -> Any:
-        """FAISS's search parameters; made once, it takes as long as a small search."""
-        known = self._options.get((hnsw, effort))
+    def among(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of the rows that may be answered."""
+        if self._bitmap is None:
+            return rows
+        bits = self._bitmap[rows >> 3] >> (rows & 7).astype(np.uint8) & 1
+        found: NDArray[np.int64] = rows[(rows >= self._first) & (bits != 0)]
+        return found
+
+    def options(self, index: Index, effort: int) -> Any:
+        """FAISS's search parameters, always for the same index; made once, it takes as long as a small search."""
+        known = self._options.get((index.is_hnsw, effort))
         if known is None:
-            if hnsw:
+            if index.is_hnsw:
                 known = faiss.SearchParametersHNSW(  # type: ignore[attr-defined]
-                    efSearch=effort, sel=self._selector, bounded_queue=True
+                    efSearch=effort, sel=self._translated(index), bounded_queue=True
                 )
             else:
                 known = faiss.SearchParametersIVF(nprobe=effort, sel=self._selector)  # type: ignore[call-arg]
-            self._options[hnsw, effort] = known
+            self._options[index.is_hnsw, effort] = known
         return known
+
+    def _translated(self, index: Index) -> Any:
+        """The selector for an index that numbers the rows it holds."""
+        if index.translation is None or self._selector is None:
+            return self._selector
+        return faiss.IDSelectorTranslated(index.translation, self._selector)  # type: ignore[arg-type]
 
 
 ALL = Alive()
@@ -348,11 +403,18 @@ def search(
     """
     scaled = parameters.scaled(effort * max(1.0, math.sqrt(k / (CALIBRATION_K + 1))))
     if index.is_hnsw:
-        distances, labels = index.faiss.search(queries, k, params=alive.options(True, max(scaled.effort, k)))
-        return distances, labels
-    wanted = min(max(k, CALIBRATION_K) * math.ceil(parameters.k_factor * max(1.0, effort)), index.faiss.ntotal)
-    queries = np.ascontiguousarray(queries)
-    return _rank_exactly(rows, queries, index.candidates(queries, wanted, scaled, alive), k, index.metric)
+        distances, labels = index.faiss.search(queries, k, params=alive.options(index, max(scaled.effort, k)))
+        if not len(index.outliers):
+            return distances, labels
+        labels = np.where(labels < 0, -1, index.numbers[labels])
+    else:
+        wanted = min(max(k, CALIBRATION_K) * math.ceil(parameters.k_factor * max(1.0, effort)), index.faiss.ntotal)
+        queries = np.ascontiguousarray(queries)
+        labels = index.candidates(queries, wanted, scaled, alive)
+    if len(index.outliers):
+        outliers = alive.among(index.outliers)
+        labels = np.concatenate([labels, np.broadcast_to(outliers, (len(queries), len(outliers)))], axis=1)
+    return _rank_exactly(rows, queries, labels, k, index.metric)
 
 
 def _rank_exactly(
@@ -402,13 +464,16 @@ def write(index: Index, path: Path) -> None:
     faiss.write_index(index.faiss, str(path))
 
 
-def open_mapped(path: Path, kind: IndexKind, rows: int, dimension: int) -> Index:
-    """Map an index file whose checksum was verified; refuse any type or shape but the manifest's."""
+def open_mapped(path: Path, kind: IndexKind, rows: int, dimension: int, outliers: NDArray[np.int64] = NO_ROWS) -> Index:
+    """Map an index file whose checksum was verified; refuse any type or shape but the manifest's.
+
+    `outliers`: the rows that are not in it, out of `rows`.
+    """
     index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
     expected = faiss.IndexHNSWFlat if kind == "hnsw" else faiss.IndexIVFPQFastScan
-    if type(index) is not expected or index.ntotal != rows or index.d != dimension:
+    if type(index) is not expected or index.ntotal != rows - len(outliers) or index.d != dimension:
         raise CorruptCheckpoint(
             f"{path}: holds a {type(index).__name__} of {index.ntotal} rows x {index.d}, "
-            f"the manifest says {kind}, {rows} rows x {dimension}"
+            f"the manifest says {kind}, {rows} rows x {dimension}, {len(outliers)} of them outliers"
         )
-    return Index(index)
+    return Index(index, outliers)

@@ -113,11 +113,15 @@ def centroids_of(index: Any) -> NDArray[np.float32]:
     return centroids
 
 
-def fill(index: Any, rows: NDArray[np.float32], codes: NDArray[np.uint8], metric: Metric) -> None:
-    """Add rows and their codes (n, code bytes) to a trained IndexIVFPQFastScan that has none."""
+def fill(
+    index: Any, rows: NDArray[np.float32], codes: NDArray[np.uint8], metric: Metric, left_out: NDArray[np.int64]
+) -> None:
+    """Add rows and their codes (n, code bytes), but for those left out, to a trained IndexIVFPQFastScan without any."""
     lists = faiss.downcast_InvertedLists(index.invlists)
-    for number, members in enumerate(_members(assign(rows, centroids_of(index), metric), index.nlist)):
+    assigned = assign(rows, centroids_of(index), metric)
+    assigned[left_out] = index.nlist
+    for number, members in enumerate(_members(assigned, index.nlist)):
         if len(members):
             blocks = packed(codes[members])
             lists.add_entries(number, len(members), faiss.swig_ptr(members), faiss.swig_ptr(blocks))
-    index.ntotal = len(rows)
+    index.ntotal = len(rows) - len(left_out)

@@ -3,7 +3,7 @@
 <collection>/CURRENT                                   which generation is served
 <collection>/<generation>/generation.json              how that generation is built
 <collection>/<generation>/p<partition>/manifest-<version>.json
-<collection>/<generation>/p<partition>/seg-<epoch>-<number>/{vectors.f32,rows.arrow,index.faiss}
+<collection>/<generation>/p<partition>/seg-<epoch>-<number>/{vectors.f32,rows.arrow,index.faiss,outliers.u32}
 <collection>/<generation>/p<partition>/seg-<epoch>-<number>/dead-<version>.bits
 """
 
@@ -12,6 +12,7 @@ import re
 VECTORS = "vectors.f32"
 ROWS = "rows.arrow"
 INDEX = "index.faiss"
+OUTLIERS = "outliers.u32"
 
 _MANIFEST = re.compile(r"manifest-(\d{10})\.json")
 _SEGMENT = re.compile(r"seg-(\d{6})-(\d{6})")

@@ -94,7 +94,8 @@ class _Grid:
         halves = np.zeros((2 * codes.shape[1], _BLOCK_ROWS), np.uint8)
         for first in range(0, len(rows), _BLOCK_ROWS):
             scaled = rows[first : first + _BLOCK_ROWS] - self._least
-            scaled *= self._scale
+            with np.errstate(over="ignore"):  # a row far beyond the codebooks is clipped to their border anyway
+                scaled *= self._scale
             cells = np.clip(scaled, 0, self._cells - 1, out=scaled).astype(np.uint8).view(self._word)
             found = halves[:, : len(cells)]
             for nearest, cell, half in zip(books, np.ascontiguousarray(cells.T), found, strict=False):

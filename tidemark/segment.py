@@ -53,6 +53,9 @@ def write_segment(
         built, search = index.build(rows.vectors, metric, parameters, seed)
         index.write(built, directory / layout.INDEX)
         names.append(layout.INDEX)
+        if len(built.outliers):
+            built.outliers.astype("<u4").tofile(directory / layout.OUTLIERS)
+            names.append(layout.OUTLIERS)
     for name in names:
         fsync_file(directory / name)
     fsync_directory(directory)
@@ -157,7 +160,10 @@ class Segment:
         """Opened at the first search: its codes are memory of the process, which who only writes need not have."""
         if self.kind == "flat":
             return None
-        return index.open_mapped(self.directory / layout.INDEX, self.kind, self.rows, self._dimension)
+        outliers = index.NO_ROWS
+        if layout.OUTLIERS in self.entry.files:
+            outliers = np.fromfile(self.directory / layout.OUTLIERS, "<u4").astype(np.int64)
+        return index.open_mapped(self.directory / layout.INDEX, self.kind, self.rows, self._dimension, outliers)
 
     def _open_vectors(self, dimension: int) -> None:
         path = self.directory / layout.VECTORS
