@@ -129,7 +129,7 @@ def _refuse_unknown(request: Request, known: set[str]) -> None:
 
 
 def _description(served: Served) -> dict[str, Any]:
-    collection, follower = served.collection, served.follower
+    collection, follower, target = served.collection, served.follower, served.recall_target
     segments = [
         {
             "partition": view.partition,
@@ -137,7 +137,8 @@ def _description(served: Served) -> dict[str, Any]:
             "kind": segment.kind,
             "rows": segment.rows,
             "dead_rows": segment.dead_rows,
-            "recall": segment.parameters.recall,
+            "recall": segment.entry.recall,
+            "below_recall_target": segment.is_built and segment.entry.recall < target,
         }
         for view in follower.views
         for segment in view.searcher.segments
@@ -153,6 +154,8 @@ def _description(served: Served) -> dict[str, Any]:
         "live_rows": sum(view.live_rows for view in follower.views),
         "dead_rows": sum(view.dead_rows for view in follower.views),
         "unbuilt_rows": sum(view.unbuilt_rows for view in follower.views),
+        "recall_target": target,
+        "segments_below_recall_target": sum(segment["below_recall_target"] for segment in segments),
         "segments": segments,
     }
 

@@ -30,6 +30,8 @@ _TEXTS = {
     "dead_rows": "Rows replaced or deleted",
     "unbuilt_rows": "Rows without an index yet",
     "segments": "Segments",
+    "segment_recall_min": "Least recall@10 of a segment with an index, as measured when it was built",
+    "segments_below_recall_target": "Segments whose index misses the recall target",
     "bad_records": "Bad records passed over (the consumer writes the dead letters)",
 }
 
@@ -83,7 +85,7 @@ class _FollowerCollector(Collector):
             for partition in served.follower.partitions:
                 status = partition.status
                 labels = [name, str(status.view.partition)]
-                for gauge, value in _values(partition).items():
+                for gauge, value in _values(partition, served.recall_target).items():
                     if value is not None:
                         gauges[gauge].add_metric(labels, value)
                 visible.add_metric(labels, _buckets(status.visible), status.visible.sum_s)
@@ -91,8 +93,9 @@ class _FollowerCollector(Collector):
         yield from (*gauges.values(), visible, fetched, ready)
 
 
-def _values(partition: PartitionMirror) -> dict[str, float | None]:
+def _values(partition: PartitionMirror, recall_target: float) -> dict[str, float | None]:
     status, view, time_lag = partition.status, partition.view, partition.time_lag_ms
+    recalls = list(view.searcher.recalls.values()) if view else []
     return {
         "log_end_offset": status.end,
         "applied_offset": status.position,
@@ -103,6 +106,8 @@ def _values(partition: PartitionMirror) -> dict[str, float | None]:
         "dead_rows": view.dead_rows if view else None,
         "unbuilt_rows": view.unbuilt_rows if view else None,
         "segments": len(view.searcher.segments) if view else None,
+        "segment_recall_min": min(recalls, default=None),
+        "segments_below_recall_target": sum(each < recall_target for each in recalls) if view else None,
         "bad_records": status.bad_records,
     }
 

@@ -14,8 +14,9 @@ from msgspec.structs import replace
 
 from api.problems import NotFound
 from api.status import KNOWN_FOR_S, CollectionStatus, FollowerStatus, PartitionStatus, ReplicaStatus
+from tidemark import generation
 from tidemark.collection import Collection
-from tidemark.errors import StoreUnavailable
+from tidemark.errors import StoreUnavailable, TidemarkError
 from tidemark.mirror import ViewMirror
 from tidemark.settings import Settings
 from tidemark.shared_memory import Document, Region
@@ -117,6 +118,23 @@ class Served:
         self.collection = collection
         self._replica = replica
         self._follower: tuple[str, FollowerMirror] | None = None
+        self._recall_target: tuple[str, float] | None = None
+
+    @property
+    def recall_target(self) -> float:
+        """The recall@10 that the segments of the generation served were to reach.
+
+        What is configured while the generation's file cannot be read; they differ after a change and before a replay.
+        """
+        name = self.follower.generation
+        if self._recall_target is None or self._recall_target[0] != name:
+            try:
+                root = self._replica.settings.checkpoint_root
+                found = generation.read(root, self.collection.name, name).index.recall_target
+            except (TidemarkError, OSError):
+                return self.collection.index.recall_target
+            self._recall_target = (name, found)
+        return self._recall_target[1]
 
     @property
     def status(self) -> CollectionStatus | None:

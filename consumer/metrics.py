@@ -33,6 +33,11 @@ _GAUGES: dict[str, tuple[str, Callable[[PartitionStatus], float | None]]] = {
     "dead_rows": ("Rows replaced or deleted, not yet merged away", lambda p: p.dead_rows),
     "unbuilt_rows": ("Rows without an index yet", lambda p: p.unbuilt_rows),
     "segments": ("Segments", lambda p: p.segments),
+    "segment_recall_min": ("Least recall@10 of a segment with an index", lambda p: min(p.recalls, default=None)),
+    "segments_below_recall_target": (
+        "Segments whose index misses the recall target",
+        lambda p: sum(recall < p.recall_target for recall in p.recalls),
+    ),
     "owner_epoch": ("Epoch of this writer", lambda p: p.writer_epoch),
     "partition_paused": ("1 while fetching is paused at the cap of unbuilt rows", lambda p: int(p.paused)),
     "partition_stopped": (

@@ -102,6 +102,16 @@ class OwnedPartition:
             built = Segment(directory, entry, self.collection.dimension, self.collection.metric)
         self.view.install(built, build.inputs, build.dead_when_read)
         self.checkpoint_wanted = True
+        if entry is not None and entry.recall < self.index.recall_target:
+            logger.warning(
+                "%s[%d]: the index of segment %s, %d rows, has recall %.3f where index.recall_target asks for %.3f: "
+                "codes cannot tell its rows apart; searches find more with `effort` or `exact`, or with kind hnsw",
+                *self.partition,
+                entry.name,
+                entry.rows,
+                entry.recall,
+                self.index.recall_target,
+            )
         reach("installed")
         logger.info(
             "%s[%d]: built %s of %d rows from %d segments in %.1f s (recall %.3f)",

@@ -30,6 +30,8 @@ class PartitionStatus:
     tail_rows: int
     unbuilt_rows: int
     segments: int
+    recalls: tuple[float, ...]
+    recall_target: float
     records: int
     bad: dict[str, int]
     paused: bool
@@ -55,6 +57,8 @@ class PartitionStatus:
             tail_rows=view.tail_rows,
             unbuilt_rows=view.unbuilt_rows,
             segments=len(view.searcher.segments),
+            recalls=tuple(view.searcher.recalls.values()),
+            recall_target=owned.index.recall_target,
             records=owned.records,
             bad=dict(owned.bad),
             paused=owned.paused,

@@ -16,6 +16,8 @@ from tidemark.exact import squares_to
 FAR, SHARE, FEW = 4.0, 0.02, 16
 # Of so many rows the centre and the distance are found: of 41 left out 20 +- 5 are far, if one row in a hundred is.
 SAMPLE_ROWS = 2_048
+# A median of so many is exact to a twelfth of the spread, and takes 2 ms at 128-d.
+CENTRE_ROWS = 256
 
 
 class Bulk:
@@ -23,8 +25,8 @@ class Bulk:
 
     def __init__(self, rows: NDArray[np.float32], seed: int) -> None:
         picked = np.random.default_rng(seed + 2).choice(len(rows), min(len(rows), SAMPLE_ROWS), replace=False)
+        self._centre: NDArray[np.float32] = np.median(rows[picked[:CENTRE_ROWS]], axis=0).astype(np.float32)
         sample = rows[np.sort(picked)]
-        self._centre: NDArray[np.float32] = np.median(sample, axis=0).astype(np.float32)
         last = max(0, len(sample) - 1 - max(FEW, int(SHARE * len(sample))))
         self._square_max = np.float32(FAR**2) * np.partition(squares_to(sample, self._centre), last)[last]
 

@@ -59,6 +59,11 @@ class PartitionSearcher(NamedTuple):
         """What every search scans, in rows compared exactly."""
         return sum(tail.scan_cost for tail in self.tails) + sum(segment.scan_cost for segment in self.segments)
 
+    @property
+    def recalls(self) -> dict[str, float]:
+        """Of each segment that has an index, its recall@10 as it was measured when it was built."""
+        return {segment.name: segment.entry.recall for segment in self.segments if segment.is_built}
+
 
 class SearchedView:
     """What is read of a view, whichever process writes it."""
