@@ -1,20 +1,24 @@
 """One partition of a follower: its view, the checkpoints it follows, and what is known of its log.
 
 Changed by the follower's thread only; everything read elsewhere is replaced by one assignment. `problem` says
-why the partition does not follow its log, and goes away by itself when it does again.
+why the partition does not follow its log, and goes away by itself when it does again. Its age is by our own clock,
+from when the brokers were asked (`tidemark/caught_up.py`).
 """
 
 import logging
 import time
+from collections.abc import Iterable
 from concurrent.futures import Future
 from pathlib import Path
 
 from api.freshness import Freshness
 from api.status import PartitionStatus
+from api.tail_memory import RESUME_SHARE, TailMemory
+from tidemark.caught_up import CaughtUp, now_ms
 from tidemark.checkpoint import Checkpoints, Loaded
 from tidemark.collection import Collection
 from tidemark.log import Log, Start
-from tidemark.log_check import check_identity, check_position, remedy
+from tidemark.log_check import check_age, check_identity, check_position, remedy
 from tidemark.manifest import Manifest, TopicIdentity
 from tidemark.segment import Segment
 from tidemark.topic_watch import TopicFacts, TopicWatch
@@ -25,15 +29,23 @@ logger = logging.getLogger(__name__)
 # HTTP workers look for new segments every 10 ms, and open one in a few.
 ANNOUNCED_S = 0.1
 RETRY_S, RETRY_S_MAX = 0.5, 10.0
-# A held partition reads on when a checkpoint has taken this share of the cap's rows over.
-RESUME_SHARE = 0.8
 
 
 class Followed:
-    """`reading`: assigned in the log. `held`: stopped at the cap of `rows_max` rows in memory."""
+    """`reading`: assigned in the log. `held`: stopped at `rows_max` rows and deletes in memory, or for `memory`.
+
+    `replacement` names the generation that is about to take this one's place, so advice to make one is not repeated.
+    """
 
     def __init__(
-        self, collection: Collection, root: Path, generation: str, number: int, watch: TopicWatch, rows_max: int
+        self,
+        collection: Collection,
+        root: Path,
+        generation: str,
+        number: int,
+        watch: TopicWatch,
+        rows_max: int,
+        memory: TailMemory,
     ) -> None:
         self.partition = (collection.topic, number)
         self.view = View(collection, number, shared=True, kept_rows_max=2 * rows_max // 3)
@@ -45,17 +57,24 @@ class Followed:
         self.opening: Future[Loaded | None] | None = None
         self.announced: tuple[float, Loaded] | None = None
         self.problem: str | None = None
+        self.not_taken: str | None = None
+        self.replacement: str | None = None
         self.end: int | None = None
         self.state = (0, 0)
-        self.caught_up_ms = 0
+        self.caught_up = CaughtUp()
         self.last_record_at = time.monotonic()
         self.bad_records = 0
         self.freshness = Freshness()
-        self.retry_at = 0.0
-        self._retry_s = RETRY_S
+        self.retry_at = self.open_retry_at = 0.0
+        self._retry_s = self._open_retry_s = RETRY_S
         self._stopped_at = 0.0
+        self._problem_since_ms: int | None = None
+        self._opened_empty_ms = 0
+        self._told_end = self._told_ms = 0
+        self._passed_over: list[Segment] = []
         self._watch = watch
         self._rows_max = rows_max
+        self._memory = memory
 
     @property
     def checkpointed(self) -> int | None:
@@ -66,11 +85,27 @@ class Followed:
         return Start(self.partition, self.view.position, self.view.leader_epoch)
 
     @property
+    def name(self) -> str:
+        return f"{self.partition[0]}[{self.partition[1]}]"
+
+    @property
     def offset_lag(self) -> int | None:
         """Offsets not applied yet; None when the end of the log is not known now, or is not that of our log."""
         if self.end is None or self.problem or not self.opened or self._watch.facts is None:
             return None
         return max(0, self.end - self.view.position)
+
+    @property
+    def trouble(self) -> str | None:
+        """All that is worth saying: why it does not follow its log, what it waits for, what it could not take over."""
+        return self.problem or self.waiting or self.not_taken
+
+    def note_since_when(self) -> None:
+        """Remember since when there has been trouble, whatever it is by now."""
+        if self.trouble is None:
+            self._problem_since_ms = None
+        elif self._problem_since_ms is None:
+            self._problem_since_ms = now_ms()
 
     @property
     def status(self) -> PartitionStatus:
@@ -79,17 +114,19 @@ class Followed:
         return PartitionStatus(
             view=self.view.place,
             opened=self.opened,
+            refused=self.problem is not None,
             state=self._state(),
-            problem=self.problem or self.waiting,
+            problem=self.trouble,
+            problem_since_ms=self._problem_since_ms,
             end=self.end,
             position=position,
             digest=digest,
             lag_known=self.offset_lag is not None,
-            caught_up_ms=self.caught_up_ms,
-            newest_timestamp_ms=self.freshness.newest_timestamp_ms,
+            caught_up_ms=self.caught_up.as_of_ms,
             checkpointed=self.checkpointed,
             manifest=self.version or None,
             bad_records=self.bad_records,
+            tail_bytes=self._memory.taken(self.partition[1]),
             visible=self.freshness.visible,
             fetched=self.freshness.fetched,
         )
@@ -116,56 +153,114 @@ class Followed:
         self.announced = (time.monotonic() + ANNOUNCED_S, loaded)
         return True
 
+    @property
+    def verified(self) -> Iterable[Segment]:
+        """Segments whose files need not be verified again: those searched, and those passed over or announced."""
+        coming = self.announced[1].segments if self.announced else []
+        return [*self._passed_over, *coming, *self.view.searcher.segments]
+
     def take(self, loaded: Loaded) -> bool:
         """Take over a checkpoint, keeping what we applied beyond it; True when that moved us forward."""
         for damage in loaded.damaged:
             logger.error("damaged checkpoint passed over: %s", damage)
+        self.not_taken = f"damaged checkpoint passed over: {loaded.damaged[0]}" if loaded.damaged else None
         self.version = max(self.version, loaded.newest_version)
+        self._open_retry_s = RETRY_S
         if self.manifest is not None and loaded.manifest.version <= self.manifest.version:
             return False
         manifest = loaded.manifest
         ahead = not self.opened or self.view.position < manifest.position
-        segments = self._with_dead_rows_of(loaded) if ahead else loaded.segments
-        self.view.follow(segments, manifest.position, manifest.leader_epoch, manifest.digest)
-        self.manifest, self.opened = manifest, True
-        if self.topic is None:
-            self.topic = TopicIdentity(manifest.cluster_id, manifest.topic_id)
+        segments = self._as_of(loaded, ahead)
+        searched_before = set(self.view.searcher.segments)
+        kept_bytes_max = self._memory.kept_max
+        self.view.follow(segments, manifest.position, manifest.leader_epoch, manifest.digest, kept_bytes_max)
+        searched = searched_before.union(self.view.searcher.segments)
+        self._passed_over = [segment for segment in segments if segment not in searched]
+        self.manifest = manifest
+        self._note_opened()
+        if self.view.position >= manifest.position:
+            self.caught_up.as_of_ms = max(self.caught_up.as_of_ms, manifest.created_ms)
+        if ahead:
+            self.retry_at = 0.0  # what was removed of the log before it does not matter any more
+        self.topic = self.topic or TopicIdentity(manifest.cluster_id, manifest.topic_id)
         self.publish()
         return ahead
 
-    def _with_dead_rows_of(self, loaded: Loaded) -> list[Segment]:
-        """The segments as of the manifest: one that we held is as of our older position, so it is opened again."""
-        held = set(self.view.searcher.segments)
+    def _as_of(self, loaded: Loaded, ahead: bool) -> list[Segment]:
+        """The segments with the dead rows of the manifest, or later ones that we know of.
+
+        One that is searched knows what died up to our own position: when that is behind, it is opened again. One that
+        was passed over knows what its manifest said.
+        """
+        searched = set(self.view.searcher.segments)
         pairs = zip(loaded.segments, loaded.manifest.segments, strict=True)
-        return [segment.reopened(entry) if segment in held else segment for segment, entry in pairs]
+        return [
+            segment.reopened(entry) if (ahead if segment in searched else segment.entry != entry) else segment
+            for segment, entry in pairs
+        ]
 
     def open_empty(self, facts: TopicFacts) -> None:
         """There is no checkpoint yet: follow the log from its start."""
         number = self.partition[1]
         if number in facts.starts:
             self.view.open((), facts.starts[number], -1, 0)
-            self.opened = True
+            self._opened_empty_ms = facts.asked_ms
+            self._note_opened()
             self.publish()
+
+    def _note_opened(self) -> None:
+        if not self.opened:
+            self.opened, self.problem = True, None
+            self.retry_at = 0.0
+
+    def not_opened(self, error: Exception, newest_version: int, final: bool) -> None:
+        """A checkpoint could not be opened: what is served stays. `final`: it will not do so by waiting."""
+        self.open_retry_at = time.monotonic() + self._open_retry_s
+        self._open_retry_s = min(RETRY_S_MAX, 2 * self._open_retry_s)
+        if not self.opened:
+            self.refuse(str(error))
+            return
+        if final:
+            self.version = max(self.version, newest_version)
+        self.not_taken = f"newer checkpoint not taken over: {error}"
+        logger.error("%s: %s", self.name, self.not_taken)
 
     # -- the log -------------------------------------------------------------------------------------------
 
     def may_start(self, now: float) -> bool:
         return self.opened and not self.reading and not self.held and now >= self.retry_at
 
+    @property
+    def _remedy(self) -> str:
+        if self.replacement:
+            return f"generation {self.replacement} takes its place when it has caught up"
+        return remedy(self.view.collection.name)
+
     def start_reading(self, log: Log, facts: TopicFacts) -> None:
         """Read on from our position; raises TopicReplaced or LogGap when that would skip something."""
         bounds = facts.bounds(self.partition[1])
         if bounds is None or facts.asked_at <= self._stopped_at:
             return
-        name, advice = f"{self.partition[0]}[{self.partition[1]}]", remedy(self.view.collection.name)
-        check_identity(name, self.topic or facts.identity, facts.identity, advice)
-        as_of_ms = max(self.caught_up_ms, self.manifest.created_ms if self.manifest else time.time_ns() // 1_000_000)
-        check_position(name, self.view.position, as_of_ms, bounds, advice)
+        check_identity(self.name, self.topic or facts.identity, facts.identity, self._remedy)
+        check_position(self.name, self.view.position, self._deletes_known_ms, bounds, self._remedy)
         self.topic = self.topic or facts.identity
         log.restart(self.start)
         self.reading, self.at_end, self.problem = True, False, None
         self.last_record_at = time.monotonic()
         self._retry_s = RETRY_S
+
+    def check_log(self, facts: TopicFacts) -> None:
+        """Raise TopicReplaced or LogGap when the log is not ours any more, or we are behind for too long."""
+        bounds = facts.bounds(self.partition[1])
+        if self.topic is None or self.problem or bounds is None:
+            return
+        check_identity(self.name, self.topic, facts.identity, self._remedy)
+        check_age(self.name, self.view.position, self._deletes_known_ms, bounds, self._remedy)
+
+    @property
+    def _deletes_known_ms(self) -> int:
+        """Every delete written before is applied; one written later cannot be gone for `delete.retention.ms`."""
+        return max(self.caught_up.as_of_ms, self._opened_empty_ms)
 
     def stop_reading(self, log: Log) -> None:
         if self.reading:
@@ -181,20 +276,32 @@ class Followed:
         self.retry_at = time.monotonic() + self._retry_s
         self._retry_s = min(RETRY_S_MAX, 2 * self._retry_s)
 
+    def try_again_now(self) -> None:
+        """Something has changed that may have been the reason."""
+        self.retry_at = self.open_retry_at = 0.0
+        self._retry_s = self._open_retry_s = RETRY_S
+
     def hold_back(self, log: Log) -> None:
-        """Stop reading at the cap, until a newer manifest takes rows over."""
-        rows = self.view.tail_rows
-        if self.reading and rows > self._rows_max:
+        """Stop reading at the caps, until newer manifests have taken rows and deletes over."""
+        number, kept = self.partition[1], self.view.tail_rows + self.view.kept_deletes
+        self._memory.note(number, self.view.tail_bytes)
+        if self.reading and (kept > self._rows_max or self._memory.is_short(number)):
             self.stop_reading(log)
             self.held = True
-            logger.warning("%s[%d]: %s", *self.partition, self.waiting)
-        elif self.held and rows <= RESUME_SHARE * self._rows_max:
+            logger.warning("%s: %s", self.name, self.waiting)
+        elif self.held and kept <= RESUME_SHARE * self._rows_max and self._memory.has_room(number):
             self.held = False
 
     @property
     def waiting(self) -> str | None:
         """What a held partition waits for, None when it is not held."""
-        return f"waiting for the consumer's checkpoint: {self.view.tail_rows} rows in memory" if self.held else None
+        if not self.held:
+            return None
+        rows, deletes, taken = self.view.tail_rows, self.view.kept_deletes, self._memory.taken(self.partition[1])
+        return (
+            f"waiting for the consumer's checkpoint: {rows} rows and {deletes} deletes in memory (api.tail_rows_max is "
+            f"{self._rows_max}), {taken} bytes (api.tail_bytes_max is {self._memory.bytes_max}, for all partitions)"
+        )
 
     def note_end(self, log: Log, facts: TopicFacts | None) -> None:
         """Where the log ends. After an end-of-partition the high watermark may count what is not committed yet."""
@@ -205,8 +312,20 @@ class Followed:
         known = [end for end in (seen, told, before) if end is not None]
         if known:
             self.end = max(position, *known)
-            if self.end == position and not self.problem:
-                self.caught_up_ms = time.time_ns() // 1_000_000
+        if self.opened and not self.problem:
+            if facts is not None and told is not None and facts.identity == self.topic:
+                self._note_told(told, facts.asked_ms)
+            self.caught_up.reach(position)
+
+    def _note_told(self, end: int, asked_ms: int) -> None:
+        """An end that the brokers told, once; when it went back, first ask whether this is the same topic still."""
+        if asked_ms <= self._told_ms:
+            return
+        if end < self._told_end:
+            self._watch.ask_identity_now()
+        else:
+            self.caught_up.note_end(end, asked_ms)
+        self._told_end, self._told_ms = end, asked_ms
 
     def publish(self) -> None:
         """Position and digest that belong together, for other threads."""

@@ -22,20 +22,22 @@ import msgspec
 
 from api.followed import Followed
 from api.status import FollowerStatus
+from api.tail_memory import TailMemory
 from tidemark import service
-from tidemark.checkpoint import Loaded
+from tidemark.checkpoint import Checkpoints, Loaded
 from tidemark.collection import Collection
-from tidemark.errors import TidemarkError
+from tidemark.errors import StoreUnavailable, TidemarkError
 from tidemark.log import Fetched, Log, Partition
-from tidemark.log_check import check_identity, remedy
+from tidemark.manifest import TopicIdentity
 from tidemark.record import decode
 from tidemark.settings import Settings
 from tidemark.shared_memory import Document
-from tidemark.topic_watch import TopicWatch
+from tidemark.topic_watch import TopicFacts, TopicWatch
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.02
+OPENING_POLL_S = 0.002
 # A batch costs some 0.3 ms of interpreter lock however small it is, which searches wait for: while records come
 # one by one, let them gather this long. It is what freshness costs; a backlog is not held up by it.
 GATHER_S = 0.015
@@ -61,6 +63,7 @@ class Follower:
         self.caught_up_once = False
         self.turned_at = time.monotonic()
         self.watch = watch
+        self.replacement: str | None = None  # the generation that is to take our place; set by `serving.py`
         self.document = Document()
         self._settings = settings
         self._root: Path = settings.checkpoint_root
@@ -71,6 +74,11 @@ class Follower:
         self._opener = ThreadPoolExecutor(1, thread_name_prefix="open-segments")
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="codes")
         self._encoding: Future[None] | None = None
+        self._looking: Future[dict[int, int]] | None = None
+        self._unreadable: str | None = None
+        self._newest: dict[int, int] = {}
+        self._seen: tuple[TopicIdentity | None, str | None] = (None, None)
+        self._memory = TailMemory(settings.api.tail_bytes_max)
         self._due: dict[str, float] = {}
         self._warned: dict[str, float] = {}
         self._thread = threading.Thread(target=self._run, name=f"follow-{collection.name}-{generation}", daemon=True)
@@ -85,9 +93,9 @@ class Follower:
     @property
     def problem(self) -> str | None:
         """Everything worth saying: an error, a wait, brokers that do not answer."""
-        waiting = next((followed.waiting for followed in self.partitions if followed.waiting), None)
+        trouble = next((followed.trouble for followed in self.partitions if followed.trouble), None)
         opening = None if self.served else "opening the newest checkpoint"
-        return self.error or self.watch.problem or opening or waiting
+        return self.error or self._unreadable or self.watch.problem or opening or trouble
 
     def start(self) -> None:
         self._thread.start()
@@ -123,13 +131,14 @@ class Follower:
             self._closing.wait(POLL_S)
         else:
             most = self._settings.api.fetch_records * (1 if self.caught_up_once else BACKLOG_BATCHES)
-            fetched = log.fetch(most, POLL_S)
+            fetched = log.fetch(most, POLL_S if self.served else OPENING_POLL_S)
             self._take(fetched, log)
             self._publish_if_changed()
             if self.caught_up_once:
                 self._give_codes()
-            if fetched.records < most // 2:
+            if self.served and fetched.records < most // 2:
                 self._closing.wait(GATHER_S)
+        self._open_found()
         self._take_opened(log)
         every = MANIFESTS_EVERY_S if self.caught_up_once or not self.served else BACKLOG_MANIFESTS_EVERY_S
         self._now_and_then("manifests", every, self._look_for_manifests)
@@ -145,6 +154,8 @@ class Follower:
             self._publish()
 
     def _publish(self) -> None:
+        for followed in self.partitions:
+            followed.note_since_when()
         status = FollowerStatus(
             generation=self.generation,
             served=self.served,
@@ -215,25 +226,46 @@ class Follower:
     # -- checkpoints ---------------------------------------------------------------------------------------
 
     def _look_for_manifests(self) -> None:
-        """Meet new partitions, on disk or in the topic, and open what is newer than what we have."""
-        for number in sorted(self._numbers() - {followed.partition[1] for followed in self.partitions}):
-            rows_max = self._settings.api.tail_rows_max
-            followed = Followed(self.collection, self._root, self.generation, number, self.watch, rows_max)
-            self._by_name[followed.partition] = followed
-            self.partitions = (*self.partitions, followed)
-        for followed in self.partitions:
-            if followed.opening or followed.announced or (not followed.opened and time.monotonic() < followed.retry_at):
-                continue
-            versions = followed.checkpoints.versions()
-            if not followed.opened or (versions and versions[-1] > followed.version):
-                followed.opening = self._opener.submit(followed.checkpoints.load, followed.view.searcher.segments)
+        """Have the side thread look: the disk may take its time."""
+        if self._looking is None:
+            self._looking = self._opener.submit(self._look)
 
-    def _numbers(self) -> set[int]:
+    def _open_found(self) -> None:
+        """Meet new partitions, on disk or in the topic, and open what is newer than what we have."""
+        if self._looking is None or not self._looking.done():
+            return
+        looking, self._looking = self._looking, None
+        try:
+            on_disk = looking.result()
+        except OSError as error:
+            self._unreadable = f"{self._root}: checkpoints cannot be looked for ({error.strerror})"
+            return
+        facts = self.watch.facts
+        self._unreadable, self._newest = None, dict.fromkeys(facts.starts if facts else (), 0) | on_disk
+        for number in sorted(self._newest.keys() - {followed.partition[1] for followed in self.partitions}):
+            self._meet(number)
+        for followed in self.partitions:
+            newest = self._newest.get(followed.partition[1], 0)
+            waits = followed.opening or followed.announced or time.monotonic() < followed.open_retry_at
+            if not waits and (not followed.opened or newest > followed.version):
+                followed.opening = self._opener.submit(followed.checkpoints.load, followed.verified)
+
+    def _look(self) -> dict[int, int]:
+        """The newest version of each partition on disk, 0 where there is none yet."""
         directory = self._root / self.collection.name / self.generation
         found = directory.glob("p*") if directory.is_dir() else []
-        facts = self.watch.facts
-        on_disk = {int(path.name[1:]) for path in found if path.name[1:].isdecimal()}
-        return on_disk | set(facts.starts if facts else ())
+        numbers = [int(path.name[1:]) for path in found if path.name[1:].isdecimal()]
+        versions = {
+            number: Checkpoints(self._root, self.collection, self.generation, number).versions() for number in numbers
+        }
+        return {number: found[-1] if found else 0 for number, found in versions.items()}
+
+    def _meet(self, number: int) -> None:
+        rows_max = self._settings.api.tail_rows_max
+        followed = Followed(self.collection, self._root, self.generation, number, self.watch, rows_max, self._memory)
+        followed.replacement = self.replacement
+        self._by_name[followed.partition] = followed
+        self.partitions = (*self.partitions, followed)
 
     def _take_opened(self, log: Log) -> None:
         """Take over what was opened and announced; a quarter of the time at most, it costs by the rows we are ahead."""
@@ -271,13 +303,9 @@ class Follower:
         self._note_opened()
 
     def _not_opened(self, followed: Followed, error: Exception) -> None:
-        """What is served stays; a partition without any view is tried again."""
-        versions = followed.checkpoints.versions()
-        if followed.opened and versions:
-            followed.version = versions[-1]
-            logger.error("newer checkpoint not taken over: %s", error)
-        else:
-            followed.refuse(str(error))
+        """What is served stays; what may pass is tried again."""
+        passing = isinstance(error, OSError | StoreUnavailable)
+        followed.not_opened(error, self._newest.get(followed.partition[1], 0), final=not passing)
         self._note_opened()
 
     def _note_opened(self) -> None:
@@ -288,12 +316,12 @@ class Follower:
 
     def _look_at_partitions(self, log: Log) -> None:
         facts = self.watch.facts
+        self._note_changes(facts)
         for followed in self.partitions:
             followed.hold_back(log)
             try:
-                if followed.reading and facts is not None and followed.topic is not None:
-                    name = f"{followed.partition[0]}[{followed.partition[1]}]"
-                    check_identity(name, followed.topic, facts.identity, remedy(self.collection.name))
+                if facts is not None:
+                    followed.check_log(facts)
                 if facts is not None and followed.may_start(time.monotonic()):
                     followed.start_reading(log, facts)
             except TidemarkError as error:
@@ -303,6 +331,15 @@ class Follower:
             followed.note_end(log, facts)
             self._wake_if_stalled(followed, log)
         self._note_caught_up()
+
+    def _note_changes(self, facts: TopicFacts | None) -> None:
+        """When the topic or the generation wanted is another, what was refused is tried and told again at once."""
+        found = (facts.identity if facts else self._seen[0], self.replacement)
+        if found != self._seen:
+            self._seen = found
+            for followed in self.partitions:
+                followed.replacement = self.replacement
+                followed.try_again_now()
 
     def _wake_if_stalled(self, followed: Followed, log: Log) -> None:
         """Read a partition again from our position when its end moves on but nothing arrives."""

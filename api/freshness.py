@@ -31,10 +31,8 @@ class Freshness:
     def __init__(self) -> None:
         self.visible = Waits()
         self.fetched = Waits()
-        self.newest_timestamp_ms = 0
 
     def observe(self, oldest_ms: int, newest_ms: int, fetched_at: float, counted: bool) -> None:
-        self.newest_timestamp_ms = newest_ms
         if not counted:
             return
         now = time.time()

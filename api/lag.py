@@ -2,17 +2,40 @@
 
 Reads published values only. Offsets: log end, applied, checkpointed (of the newest manifest taken over), built
 (before it, every live row is in an index), committed. `time_lag_ms` is the age of the oldest record not applied,
-at most; 0 when caught up, also when idle.
+at most; 0 when caught up, also when idle. Everything written before `caught_up_ms` is applied. What the consumer says
+of a partition comes with the offset that it commits. Anybody may commit there, so what is not as expected is ignored.
 """
 
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
 
 from api.mirror import PartitionMirror, Served
 from tidemark.log import Committed
 
 
+class Word(msgspec.Struct, frozen=True):
+    """What the consumer says of a partition, beside the offset it commits; times are ms of the wall clock."""
+
+    problem: str | None = None
+    since_ms: Annotated[int, Meta(ge=0, le=2**53)] | None = None
+
+
+_decode_word = msgspec.json.Decoder(Word).decode
+
+
+def word_of(committed: Committed | None) -> Word:
+    """What the metadata of a committed offset say; nothing where they are of another sort."""
+    try:
+        return _decode_word(committed.metadata.encode()) if committed else Word()
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return Word()
+
+
 def of_partition(partition: PartitionMirror, committed: Committed | None) -> dict[str, Any]:
     status, view = partition.status, partition.view
+    word = word_of(committed)
     live, dead = (view.live_rows, view.dead_rows) if view else (0, 0)
     return {
         "partition": status.view.partition,
@@ -23,6 +46,8 @@ def of_partition(partition: PartitionMirror, committed: Committed | None) -> dic
         "committed_offset": None if committed is None else committed.offset,
         "offset_lag": partition.offset_lag,
         "time_lag_ms": partition.time_lag_ms,
+        "caught_up_ms": status.caught_up_ms or None,
+        "tail_bytes": status.tail_bytes,
         "unbuilt_rows": view.unbuilt_rows if view else 0,
         "live_rows": live,
         "dead_share": round(dead / max(1, live + dead), 4),
@@ -32,6 +57,9 @@ def of_partition(partition: PartitionMirror, committed: Committed | None) -> dic
         "digest": f"{status.digest:016x}",
         "state": status.state,
         "problem": status.problem,
+        "problem_since_ms": status.problem_since_ms,
+        "consumer_problem": word.problem,
+        "consumer_problem_since_ms": word.since_ms if word.problem else None,
     }
 
 

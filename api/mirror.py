@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from api.problems import NotFound
 from api.status import KNOWN_FOR_S, CollectionStatus, FollowerStatus, PartitionStatus, ReplicaStatus
 from tidemark import generation
+from tidemark.caught_up import now_ms
 from tidemark.collection import Collection
 from tidemark.errors import StoreUnavailable, TidemarkError
 from tidemark.mirror import ViewMirror
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 REFRESH_EVERY_S = 0.01
 OPEN_S_MAX = 5.0
+# The brokers are asked every second, and answer within one.
+AT_END_FOR_MS = 2_500
 _decode_replica = msgspec.json.Decoder(ReplicaStatus).decode
 _decode_follower = msgspec.json.Decoder(FollowerStatus).decode
 
@@ -49,11 +52,12 @@ class PartitionMirror:
 
     @property
     def time_lag_ms(self) -> int | None:
-        """Age of the oldest unapplied record, at most: what we applied last, or being caught up, is older. 0: none."""
-        if self.offset_lag == 0:
-            return 0
-        since = max(self.status.newest_timestamp_ms, self.status.caught_up_ms)
-        return max(1, time.time_ns() // 1_000_000 - since) if since else None
+        """Age of the oldest unapplied record, at most, by our own clock; 0 when the end was asked for just now and is
+        reached; null when nothing is known."""
+        if not self.status.caught_up_ms:
+            return None
+        age_ms = max(1, now_ms() - self.status.caught_up_ms)
+        return 0 if self.offset_lag == 0 and age_ms <= AT_END_FOR_MS else age_ms
 
 
 class FollowerMirror:

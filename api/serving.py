@@ -83,7 +83,7 @@ class Served:
         now = time.monotonic()
         if now >= self._current_due:
             self._current_due = now + CURRENT_EVERY_S
-            self._wanted = self._current() or self._wanted
+            self._want(self._current() or self._wanted)
         self._drop_next_if_useless(now)
         served_is_wrong = self.follower.failed or self.follower.generation != self._wanted
         if served_is_wrong and self.next is None and now >= self._retry_at:
@@ -95,6 +95,12 @@ class Served:
         for since, old in [entry for entry in self._old if now - entry[0] > OLD_KEPT_S]:
             self._old.remove((since, old))
             old.close()
+
+    def _want(self, generation: str) -> None:
+        """CURRENT names it: tell the follower that serves another one, whose advice may have been followed."""
+        if generation != self._wanted:
+            self._wanted, self._retry_at, self._retry_s = generation, 0.0, RETRY_S
+        self.follower.replacement = None if generation == self.follower.generation else generation
 
     def _drop_next_if_useless(self, now: float) -> None:
         if self.next is None or not (self.next.failed or self.next.generation != self._wanted):

@@ -15,21 +15,27 @@ KNOWN_FOR_S = 5.0
 
 
 class PartitionStatus(msgspec.Struct, frozen=True):
-    """One followed partition; position and digest belong together. Times are ms of the wall clock."""
+    """One followed partition; position and digest belong together. Times are ms of the wall clock.
+
+    `caught_up_ms`: everything written before is applied; 0 when that is not known. `refused`: `problem` keeps it from
+    following its log or from being opened, and is no wait. `problem_since_ms` is null when there is no problem.
+    """
 
     view: ViewPlace
     opened: bool
+    refused: bool
     state: str
     problem: str | None
+    problem_since_ms: int | None
     end: int | None
     position: int
     digest: int
     lag_known: bool
     caught_up_ms: int
-    newest_timestamp_ms: int
     checkpointed: int | None
     manifest: int | None
     bad_records: int
+    tail_bytes: int
     visible: Waits
     fetched: Waits
 

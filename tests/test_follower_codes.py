@@ -6,6 +6,7 @@ import pytest
 
 from api.followed import Followed
 from api.follower import Follower
+from api.tail_memory import TailMemory
 from tests.messages import upsert
 from tests.rows import embeddings
 from tidemark.record import decode
@@ -29,7 +30,8 @@ def test_each_partition_whose_rows_drift_gets_another_tail(tmp_path: Path, monke
     follower = Follower(settings, collection, "g000001", watch)
     try:
         follower.partitions = tuple(
-            Followed(collection, settings.checkpoint_root, "g000001", number, watch, 1_000_000) for number in range(2)
+            Followed(collection, settings.checkpoint_root, "g000001", number, watch, 1_000_000, TailMemory(2**30))
+            for number in range(2)
         )
         like, unlike = embeddings(2_000, DIMENSION), embeddings(2_000, DIMENSION, seed=9) * 20
         for first, vectors in ((0, like), (2_000, unlike)):

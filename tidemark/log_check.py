@@ -48,10 +48,15 @@ def check_position(name: str, position: int, as_of_ms: int, log: LogBounds, advi
         )
     if position > log.end:
         raise LogGap(f"{name}: the checkpoint is at {position}, the log ends at {log.end}: it was cut back; {advice}")
+    check_age(name, position, as_of_ms, log, advice)
+
+
+def check_age(name: str, position: int, as_of_ms: int, log: LogBounds, advice: str) -> None:
+    """Raise LogGap when deletes beyond the position may be gone: for a reader that is behind, again and again."""
     age_ms = time.time_ns() // 1_000_000 - as_of_ms
     if log.tombstones_kept_ms is not None and age_ms > log.tombstones_kept_ms and log.end > position:
         raise LogGap(
-            f"{name}: the checkpoint is {age_ms // 1000} s old and the topic is compacted with "
+            f"{name}: position {position} is {age_ms // 1000} s old and the topic is compacted with "
             f"delete.retention.ms={log.tombstones_kept_ms}: deletes may have been removed unread; {advice}"
         )
 

@@ -16,7 +16,6 @@ from tidemark.errors import StoreUnavailable
 from tidemark.segment import Segment
 from tidemark.shared_memory import Document, Region, fence
 from tidemark.snapshot import (
-    NEWEST_TIMESTAMP,
     POSITION,
     PartitionSearcher,
     SearchedView,
@@ -46,10 +45,10 @@ class ViewMirror(SearchedView):
     @property
     def searcher(self) -> PartitionSearcher:  # type: ignore[override]
         """The snapshot now. Its position is read first: the structure read after it holds all before it."""
-        position, newest = int(self._words[POSITION]), int(self._words[NEWEST_TIMESTAMP])
+        position = int(self._words[POSITION])
         fence()
         self.refresh()
-        return PartitionSearcher(*self._held, position, newest)
+        return PartitionSearcher(*self._held, position)
 
     def refresh(self) -> None:
         """Open what the newest structure names; raises StoreUnavailable when it cannot be opened."""

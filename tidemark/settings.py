@@ -103,7 +103,12 @@ class ApiSettings(_Table):
     search_threads: int = Field(0, ge=0, description="searches at once per worker, 0 = one per core")
     search_queue_max: int = Field(256, ge=1, description="searches waiting before 429 is answered")
     fetch_records: int = Field(500, ge=1, description="records applied as one batch, at most")
-    tail_rows_max: int = Field(1_000_000, gt=0, description="rows in memory at which a partition waits for checkpoints")
+    tail_rows_max: int = Field(
+        1_000_000, gt=0, description="rows and deletes in memory at which a partition waits for checkpoints"
+    )
+    tail_bytes_max: int = Field(
+        4 * 2**30, ge=2**20, description="bytes in memory, of all partitions of a collection, at which they wait too"
+    )
     ready_max_lag: int = Field(1_000, ge=0, description="offset lag up to which it gets ready")
     body_bytes_max: int = Field(16 * 1024 * 1024, ge=1024, description="largest request body")
     write_timeout_s: float = Field(10.0, gt=0, description="how long a write waits for the brokers")

@@ -1,7 +1,7 @@
 """What a search sees of one partition: an immutable snapshot, and the words that change between snapshots.
 
 `View` (view.py) is the writer's side; `ViewMirror` (mirror.py) is the same view in another process. Between them
-lie two regions of shared memory: words (kills, position, newest timestamp) and a document, the structure, which
+lie two regions of shared memory: words (kills, position) and a document, the structure, which
 names segments and tails. Whoever reads the position before the structure finds everything before it.
 """
 
@@ -18,8 +18,8 @@ from tidemark.segment import Segment
 from tidemark.shared_memory import Region
 from tidemark.tail import Tail, TailPlace
 
-WORDS = 3
-KILLS, POSITION, NEWEST_TIMESTAMP = range(WORDS)
+WORDS = 2
+KILLS, POSITION = range(WORDS)
 
 
 class SegmentPlace(msgspec.Struct, frozen=True):
@@ -52,7 +52,6 @@ class PartitionSearcher(NamedTuple):
     segments: tuple[Segment, ...]
     tails: tuple[Tail, ...]
     position: int
-    newest_timestamp: int
 
     @property
     def scan_cost(self) -> float:

@@ -28,7 +28,6 @@ from tidemark.segment import Segment
 from tidemark.shared_memory import Document, Region, fence, room
 from tidemark.snapshot import (
     KILLS,
-    NEWEST_TIMESTAMP,
     POSITION,
     WORDS,
     PartitionSearcher,
@@ -83,7 +82,7 @@ class View(SearchedView):
         self._delete_bytes = 0
         self._checkpoint = 0  # `_deletes` has all that was deleted from this position on
         self._held_from = 0  # the tails hold all rows applied from this position on
-        self._show(PartitionSearcher((), (self._new_tail(0),), 0, 0))
+        self._show(PartitionSearcher((), (self._new_tail(0),), 0))
 
     @property
     def place(self) -> ViewPlace:
@@ -114,7 +113,7 @@ class View(SearchedView):
         if before is None or searcher.segments is not before.segments or searcher.tails is not before.tails:
             self.announce(())
         fence()
-        self._words[POSITION], self._words[NEWEST_TIMESTAMP] = searcher.position, searcher.newest_timestamp
+        self._words[POSITION] = searcher.position
 
     def _change(self, **changes: Any) -> None:
         self._show(self.searcher._replace(**changes))
@@ -154,7 +153,7 @@ class View(SearchedView):
         if len(batch.digests):
             self.digest = (self.digest + int(batch.digests.sum())) % DIGEST_MODULUS
         self.leader_epoch = batch.leader_epoch
-        self._change(position=batch.position, newest_timestamp=batch.newest_timestamp)
+        self._change(position=batch.position)
 
     def _find(self, hashes: NDArray[np.uint64], ids: list[bytes]) -> list[tuple[Segment, NDArray[np.int64]]]:
         """The live rows of our segments that hold one of the ids.
@@ -268,10 +267,18 @@ class View(SearchedView):
         self._deletes, self._delete_bytes = [], 0
         self._checkpoint = self._held_from = position
 
-    def follow(self, segments: Sequence[Segment], position: int, leader_epoch: int, digest: int) -> None:
+    def follow(
+        self,
+        segments: Sequence[Segment],
+        position: int,
+        leader_epoch: int,
+        digest: int,
+        kept_bytes_max: int | None = None,
+    ) -> None:
         """Take over the segments of a manifest at `position`, keeping what we applied beyond it.
 
-        Segments without an index are passed over while our tails hold their rows anyway, which have codes there.
+        Segments without an index are passed over while our tails hold their rows anyway, which have codes there, and
+        while those take no more than `kept_bytes_max`.
         Segments that we did not have yet are as of `position`: what was applied since is killed in them.
         A manifest older than the one we hold (the newest is damaged) is passed over: we know more.
         """
@@ -281,7 +288,7 @@ class View(SearchedView):
             self.open(segments, position, leader_epoch, digest)
             return
         held = set(self.searcher.segments)
-        segments, start = self._without_held(segments, position)
+        segments, start = self._without_held(segments, position, kept_bytes_max)
         self._deletes = [(at, id_) for at, id_ in self._deletes if at > position]
         self._delete_bytes = _bytes_of([id_ for _, id_ in self._deletes])
         self._kill_in_new([segment for segment in segments if segment not in held], self._tails_from(position))
@@ -294,7 +301,9 @@ class View(SearchedView):
             first = tails[0].start
             self._recent = {id_: row for id_, row in self._recent.items() if row >= first}
 
-    def _without_held(self, segments: Sequence[Segment], position: int) -> tuple[Sequence[Segment], int]:
+    def _without_held(
+        self, segments: Sequence[Segment], position: int, kept_bytes_max: int | None
+    ) -> tuple[Sequence[Segment], int]:
         """The segments to search beside our tails' rows from an offset on, and that offset.
 
         The last segments are left out that have no index and whose rows are in our tails, while those are few enough.
@@ -302,7 +311,10 @@ class View(SearchedView):
         kept, start = list(segments), position
         while kept and not kept[-1].is_built and self._held_from <= kept[-1].first_offset < start:
             first = kept[-1].first_offset
-            if sum(tail.rows - row for tail, row in self._rows_from(first)) > self._kept_rows_max:
+            held = list(self._rows_from(first))
+            if sum(tail.rows - row for tail, row in held) > self._kept_rows_max:
+                break
+            if kept_bytes_max is not None and sum(tail.memory_from(row) for tail, row in held) > kept_bytes_max:
                 break
             start = first
             kept.pop()
