@@ -5,6 +5,7 @@ Each route is a few lines: what it does is in search.py, writes.py, lag.py and m
 """
 
 import logging
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,13 +18,14 @@ from fastapi.responses import RedirectResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
-from api import lag, problems, schemas
+from api import body, lag, problems, schemas
+from api.body import BYTES, JSON, Decoding, media_type
 from api.edge import Edge
 from api.metrics import Metrics
 from api.mirror import Replica, Served
 from api.pages import page, record
 from api.search import Searches
-from api.search_route import BYTES, SEARCH_ROUTE, SearchRoute, body_of
+from api.search_route import SEARCH_ROUTE, SearchRoute
 from api.writes import Writes
 from tidemark import __version__, errors
 
@@ -37,6 +39,7 @@ def create_app(replica: Replica) -> FastAPI:
     settings = replica.settings
     searches = Searches(settings)
     writes = Writes(settings.kafka, settings.api.write_timeout_s, {c.partitioner for c in settings.all_collections()})
+    decoding = Decoding()
     metrics = Metrics(replica)
 
     @asynccontextmanager
@@ -44,17 +47,21 @@ def create_app(replica: Replica) -> FastAPI:
         replica.start()
         yield
         searches.close()
+        decoding.close()
         replica.close()
         writes.close()
 
-    app = FastAPI(title="Tidemark", version=__version__, lifespan=life, description=_DESCRIPTION)
+    app = FastAPI(
+        title="Tidemark", version=__version__, lifespan=life, description=_DESCRIPTION, redirect_slashes=False
+    )
     _add_errors(app)
-    search = SearchRoute(replica, searches, metrics)
+    search = SearchRoute(replica, searches, decoding, metrics)
     app.add_middleware(Edge, body_bytes_max=settings.api.body_bytes_max, metrics=metrics, search=search)
     # Edge answers it; here it is known, so that another method is refused as such.
     app.router.routes.append(Route(SEARCH_ROUTE, search, methods=["POST"], include_in_schema=False))
-    _add_collections(app, replica, searches, writes)
+    _add_collections(app, replica, searches, writes, decoding)
     _add_operations(app, replica, metrics)
+    _match_whole_paths(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
@@ -63,8 +70,11 @@ _DESCRIPTION = "A vector index that is a materialised view of a Kafka topic."
 
 
 def _add_errors(app: FastAPI) -> None:
-    async def answer(_: Request, problem: Exception) -> Response:
-        return problems.answer_to(problem)
+    async def answer(request: Request, problem: Exception) -> Response:
+        found = problems.answer_to(problem)
+        if found.status_code == 405:
+            found.headers["allow"] = ", ".join(_methods(app, request.scope["path"]))
+        return found
 
     async def unexpected(request: Request, problem: Exception) -> Response:
         logger.error("%s %s failed", request.method, request.url.path, exc_info=problem)
@@ -75,20 +85,36 @@ def _add_errors(app: FastAPI) -> None:
     app.add_exception_handler(Exception, unexpected)
 
 
+def _routes(app: FastAPI) -> list[Route]:
+    return [route for route in app.routes if isinstance(route, Route)]
+
+
+def _match_whole_paths(app: FastAPI) -> None:
+    """Starlette's `.` is no line end and its `$` comes before the last one too, while an id may hold any."""
+    for route in _routes(app):
+        route.path_regex = re.compile(route.path_regex.pattern.removesuffix("$") + r"\Z", re.DOTALL)
+
+
+def _methods(app: FastAPI, path: str) -> list[str]:
+    """What a path can be asked for by, whichever routes answer it."""
+    found = {method for route in _routes(app) if route.path_regex.match(path) for method in route.methods or ()}
+    return sorted(found | {"HEAD"} if "GET" in found else found)
+
+
 # -- collections -------------------------------------------------------------------------------------------
 
 
-def _add_collections(app: FastAPI, replica: Replica, searches: Searches, writes: Writes) -> None:
+def _add_collections(app: FastAPI, replica: Replica, searches: Searches, writes: Writes, decoding: Decoding) -> None:
     served, body_bytes_max = replica.served, replica.settings.api.body_bytes_max
 
     @app.post("/collections/{c}/vectors", status_code=202, openapi_extra=_body("WriteRequest", _EXAMPLES["write"]))
     async def write(c: str, request: Request) -> Response:
         """Produce upserts and deletes to the topic; answered when the brokers have acknowledged them."""
         collection = served(c)
-        if not request.headers.get("content-type", "").startswith("application/json"):
+        if not media_type(request.scope, JSON):
             # A page in a browser may send anything but JSON across origins without asking first.
-            raise HTTPException(415, "send the header content-type: application/json")
-        asked = schemas.write_request(await body_of(request.receive, body_bytes_max))
+            raise HTTPException(415, f"send the header content-type: {JSON}")
+        asked = await decoding.of(await body.read(request.receive, body_bytes_max), schemas.write_request)
         positions = await writes.write(collection.follower, asked)
         done = {str(partition): position for partition, position in positions.items()}
         return _json({"positions": done, "records": len(asked.upserts) + len(asked.deletes)}, 202)
@@ -243,7 +269,7 @@ def _search_operation() -> dict[str, Any]:
         "summary": "Search",
         "operationId": "search",
         "description": "The k nearest rows of one or several queries: JSON, or float32 bytes with k, exact, effort as "
-        "parameters.",
+        "parameters; several queries in bytes with `queries`.",
         "parameters": [collection, *for_bytes],
         **operation,
     }

@@ -20,7 +20,7 @@ from api.mirror import FollowerMirror, Served
 from api.problems import NotFound, NotReady
 from tidemark import id as ids
 from tidemark import searcher, service
-from tidemark.errors import NotFreshEnough, Overloaded
+from tidemark.errors import BadQuery, NotFreshEnough, Overloaded
 from tidemark.settings import Settings
 from tidemark.snapshot import SearchedView
 
@@ -29,6 +29,11 @@ T = TypeVar("T")
 INLINE_NUMBERS_MAX = 200_000 * 128
 # One query of an index takes 0.1 to 0.15 ms, as long as a scan of 6k rows of 128-d.
 INDEX_NUMBERS = 6_000 * 128
+# A hit takes 6 us to merge and to write, and a number of its vector 0.02.
+HIT_NUMBERS, WRITTEN_NUMBERS = 300 * 128, 128
+ANSWER_BYTES_MAX = 256 * 2**20
+# So many are written as JSON in one call, in which no other thread runs: with vectors of 3072-d it takes 1 ms.
+HITS_TOGETHER = 16
 FRESHNESS_POLL_S = 0.002
 FLOAT32_MAX = float(np.finfo(np.float32).max)  # JSON has no infinity
 
@@ -40,6 +45,8 @@ class Searches:
         threads = settings.api.search_threads or len(service.cores())
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="search")
         self._queue_max = settings.api.search_queue_max
+        # Beside those in the queue some wait for positions.
+        self._under_way, self._under_way_max = 0, 2 * settings.api.search_queue_max
         self.waiting = 0
 
     def close(self) -> None:
@@ -48,30 +55,33 @@ class Searches:
     async def answer(
         self, served: Served, request: schemas.SearchRequest, queries: NDArray[np.float32] | None
     ) -> bytes:
-        """The JSON of the answer; `queries` are given when they did not come as JSON."""
+        """The JSON of the answer; without `queries` the row of the request's id is one."""
+        if self._under_way >= self._under_way_max:
+            raise Overloaded(f"{self._under_way} searches are under way: try again later, or add replicas")
+        self._under_way += 1
+        try:
+            return await self._answer(served, request, queries)
+        finally:
+            self._under_way -= 1
+
+    async def _answer(
+        self, served: Served, request: schemas.SearchRequest, queries: NDArray[np.float32] | None
+    ) -> bytes:
         started = time.perf_counter()
         follower = served.follower
         if request.min_positions:
             follower = await self._wait_for(served, request)
-        if queries is None:
-            by_id = request.id is not None
-            queries = self._stored(follower, request.id or "") if by_id else schemas.queries_from_json(request)
-        prepared = searcher.prepare_queries(queries, served.collection)
-        many = request.vectors is not None
-        answer = await self._search(follower, prepared, request)
-        return encode(follower, answer, request, many, started)
-
-    async def _search(
-        self, follower: FollowerMirror, queries: NDArray[np.float32], request: schemas.SearchRequest
-    ) -> searcher.Answer:
+        asked = self._stored(follower, request.id or "") if queries is None else queries
         views = follower.views
         if not views:
             raise NotReady(f"{follower.collection.name}: {follower.problem or 'not opened yet'}")
 
-        def work() -> searcher.Answer:
-            return searcher.search(views, queries, request.k, request.effort, request.exact)
+        def work() -> bytes:
+            prepared = searcher.prepare_queries(asked, served.collection)
+            answer = searcher.search(views, prepared, request.k, request.effort, request.exact)
+            return encode(follower, answer, request, started)
 
-        cheap = _numbers_scanned(views, len(queries), request) <= INLINE_NUMBERS_MAX
+        cheap = _numbers(views, len(asked), request) <= INLINE_NUMBERS_MAX
         return work() if cheap and self.waiting == 0 else await self.in_pool(work)
 
     async def in_pool(self, work: Callable[[], T]) -> T:
@@ -116,28 +126,42 @@ def stored(follower: FollowerMirror, id_: bytes) -> tuple[searcher.Hit, NDArray[
     return None
 
 
-def _numbers_scanned(views: Sequence[SearchedView], queries: int, request: schemas.SearchRequest) -> float:
-    """What a search costs, in numbers compared; an index costs about as much as a scan of some rows."""
+def _numbers(views: Sequence[SearchedView], queries: int, request: schemas.SearchRequest) -> float:
+    """What an answer costs, in numbers compared: an index or a hit costs about as much as a scan of some rows."""
     dimension = views[0].collection.dimension
+    hit = HIT_NUMBERS + ("vector" in request.include) * dimension * WRITTEN_NUMBERS
+    rendered = queries * request.k * hit
     if request.exact:
-        return queries * dimension * sum(view.live_rows + view.dead_rows for view in views)
+        return rendered + queries * dimension * sum(view.live_rows + view.dead_rows for view in views)
     snapshots = [view.searcher for view in views]
     scanned = sum(snapshot.scan_cost for snapshot in snapshots)
     built = sum(segment.is_built for snapshot in snapshots for segment in snapshot.segments)
     effort = max(1.0, request.effort) * max(1.0, request.k / 100)
-    return queries * (dimension * scanned + built * effort * INDEX_NUMBERS)
+    return rendered + queries * (dimension * scanned + built * effort * INDEX_NUMBERS)
 
 
-def encode(
-    follower: FollowerMirror, answer: searcher.Answer, request: schemas.SearchRequest, many: bool, started: float
-) -> bytes:
+def encode(follower: FollowerMirror, answer: searcher.Answer, request: schemas.SearchRequest, started: float) -> bytes:
+    """The answer as JSON; raises BadQuery when it gets too large."""
     with_metadata, with_vector = "metadata" in request.include, "vector" in request.include
-    lists = [[_hit(follower, hit, with_metadata, with_vector) for hit in hits] for hits in answer.hits]
-    body: dict[str, Any] = {"results": lists} if many else {"hits": lists[0]}
+    lists: list[Any] = []
+    left = ANSWER_BYTES_MAX
+    for hits in answer.hits:
+        # Other threads run between two calls of the encoder, not during one.
+        parts = [hits[at : at + HITS_TOGETHER] for at in range(0, len(hits), HITS_TOGETHER)]
+        texts = [_dumped([_hit(follower, hit, with_metadata, with_vector) for hit in part])[1:-1] for part in parts]
+        left -= sum(map(len, texts))
+        if left < 0:
+            raise BadQuery(f"the answer has more than {ANSWER_BYTES_MAX} bytes: ask for fewer hits, or include less")
+        lists.append(orjson.Fragment(b"[%s]" % b",".join(texts)))
+    body: dict[str, Any] = {"hits": lists[0]} if request.vectors is None else {"results": lists}
     body["positions"] = {str(partition): position for partition, position in answer.positions.items()}
     body["generation"] = follower.generation
     body["staleness_ms"] = follower.staleness_ms
     body["took_ms"] = round((time.perf_counter() - started) * 1000, 3)
+    return _dumped(body)
+
+
+def _dumped(body: Any) -> bytes:
     return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
 
 

@@ -4,44 +4,23 @@ import re
 import time
 
 from starlette.datastructures import QueryParams
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from api import problems, schemas
+from api import body, problems, schemas
+from api.body import BYTES, JSON, Decoding, media_type
 from api.metrics import Metrics
 from api.mirror import Replica
 from api.search import Searches
 
 SEARCH_ROUTE = "/collections/{c}/search"
-BYTES = "application/octet-stream"
 _path = re.compile("/collections/([^/]+)/search").fullmatch
-
-
-def header(scope: Scope, wanted: bytes, otherwise: bytes = b"") -> bytes:
-    """The first header of that name, which is in lower case."""
-    return next((value for name, value in scope["headers"] if name == wanted), otherwise)
-
-
-async def body_of(receive: Receive, bytes_max: int) -> bytes:
-    """The body of a request, never more than the cap, also when its length was not announced."""
-    body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        body += message.get("body", b"")
-        if len(body) > bytes_max:
-            raise HTTPException(413, f"the body has more than {bytes_max} bytes")
-        if not message.get("more_body"):
-            return bytes(body)
 
 
 class SearchRoute:
     """ASGI application of `POST /collections/{c}/search`."""
 
-    def __init__(self, replica: Replica, searches: Searches, metrics: Metrics) -> None:
-        self._replica, self._searches, self._metrics = replica, searches, metrics
+    def __init__(self, replica: Replica, searches: Searches, decoding: Decoding, metrics: Metrics) -> None:
+        self._replica, self._searches, self._decoding, self._metrics = replica, searches, decoding, metrics
         self._body_bytes_max = replica.settings.api.body_bytes_max
 
     @staticmethod
@@ -61,13 +40,14 @@ class SearchRoute:
     async def _answer(self, scope: Scope, receive: Receive) -> bytes:
         name = scope["path"].split("/")[2]
         served = self._replica.served(name)
-        body = await body_of(receive, self._body_bytes_max)
-        queries = None
-        if header(scope, b"content-type").startswith(BYTES.encode()):
-            queries = schemas.queries_from_bytes(body, served.collection.dimension)
-            asked = schemas.binary_request(len(queries), QueryParams(scope["query_string"]))
+        kind = media_type(scope, JSON, BYTES)
+        sent = await body.read(receive, self._body_bytes_max)
+        queries: schemas.Queries | None
+        if kind == BYTES:
+            parameters = QueryParams(scope["query_string"])
+            asked, queries = schemas.binary_request(sent, served.collection.dimension, parameters)
         else:
-            asked = schemas.search_request(body)
+            asked, queries = await self._decoding.of(sent, schemas.search_request)
         started = time.perf_counter()
         answer = await self._searches.answer(served, asked, queries)
         self._metrics.searched(name, time.perf_counter() - started)

@@ -10,12 +10,11 @@ import asyncio
 from collections.abc import Callable, Iterable
 
 import msgspec
-import numpy as np
 import orjson
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from api.mirror import FollowerMirror
-from api.schemas import Upsert, WriteRequest
+from api.schemas import Upsert, WriteRequest, numbers
 from tidemark import id as ids
 from tidemark import searcher
 from tidemark.collection import Collection
@@ -134,13 +133,11 @@ def _upserts(upserts: Iterable[Upsert], collection: Collection) -> list[Record]:
 
 def _upsert(upsert: Upsert, collection: Collection) -> Record:
     key = ids.from_text(upsert.id, collection.id_format)
-    if len(upsert.vector) != collection.dimension:
+    vector = numbers(upsert.vector).astype("<f4", copy=False)
+    if len(vector) != collection.dimension:
         raise BadQuery(
-            f"the vector has {len(upsert.vector)} numbers, collection {collection.name!r} has dimension "
-            f"{collection.dimension}"
+            f"the vector has {len(vector)} numbers, collection {collection.name!r} has dimension {collection.dimension}"
         )
-    with np.errstate(over="ignore"):
-        vector = np.array(upsert.vector, np.float64).astype("<f4")
     if problem := first_unmeasurable(vector[None, :], collection.metric):
         raise BadQuery(problem[1])
     metadata = _metadata(upsert)

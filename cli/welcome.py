@@ -27,7 +27,8 @@ def what_to_try(settings: Settings, is_sample: bool) -> str:
     lines += ["Try, in another terminal:", ""]
     if is_sample:
         lines.append(f'  {program} search {name} --text "parse a json string"')
-        lines.append(f"""  curl {address}/collections/{name}/search -d '{{"id": "json.loads", "k": 5}}'""")
+        search = f"""  curl {address}/collections/{name}/search -d '{{"id": "json.loads", "k": 5}}'"""
+        lines.append(f"{search} -H content-type:application/json")
     else:
         lines.append(f"  curl {address}/collections/{name}")
     lines += [f"  {program} lag", "", "Ctrl-C stops everything; the next `up` continues from here.", ""]

@@ -90,7 +90,7 @@ def test_binary_queries_answer_as_json_ones_do(client: httpx.Client) -> None:
     headers = {"content-type": "application/octet-stream"}
     one = client.post(f"{SEARCH}?k=2", content=vector.tobytes(), headers=headers).json()
     assert one["hits"][0]["id"] == "binary" and len(one["hits"]) == 2
-    two = client.post(f"{SEARCH}?k=1&exact=true", content=vector.tobytes() * 2, headers=headers).json()
+    two = client.post(f"{SEARCH}?k=1&exact=true&queries=2", content=vector.tobytes() * 2, headers=headers).json()
     assert [hits[0]["id"] for hits in two["results"]] == ["binary", "binary"]
 
 

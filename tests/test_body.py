@@ -1,0 +1,77 @@
+"""Large bodies are decoded beside the event loop, in steps between which it goes on."""
+
+import asyncio
+import json
+import threading
+import time
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from api import schemas, search
+from api.body import LARGE_BYTES, Decoding
+from tidemark.collection import Collection
+from tidemark.errors import BadQuery
+from tidemark.view import View
+
+
+def test_the_event_loop_goes_on_while_a_large_body_is_decoded() -> None:
+    decoding, loop_went_on = Decoding(), threading.Event()
+
+    async def other_work() -> None:
+        loop_went_on.set()
+
+    async def both() -> bool:
+        decoded = decoding.of(b" " * (LARGE_BYTES + 1), lambda _: loop_went_on.wait(20))
+        return (await asyncio.gather(decoded, other_work()))[0]
+
+    assert asyncio.run(both())
+    decoding.close()
+
+
+def test_what_is_wrong_with_a_large_body_reaches_who_sent_it() -> None:
+    decoding = Decoding()
+    with pytest.raises(BadQuery, match="truncated"):
+        asyncio.run(decoding.of(b"{" + b" " * LARGE_BYTES, schemas.search_request))
+    decoding.close()
+
+
+def test_other_threads_run_while_sixteen_megabytes_are_decoded() -> None:
+    body = json.dumps({"vectors": np.random.default_rng(1).random((1_000, 900)).tolist()}).encode()
+    assert len(body) > 15_000_000
+    done, turns = threading.Event(), 0
+
+    def turn() -> None:
+        nonlocal turns
+        while not done.is_set():
+            time.sleep(0.001)
+            turns += 1
+
+    other = threading.Thread(target=turn)
+    other.start()
+    schemas.search_request(body)
+    done.set()
+    other.join()
+    # Decoded in one call, which lets no other thread run, it is a handful.
+    assert turns >= 20
+
+
+def test_the_vectors_of_a_large_write_are_left_for_later() -> None:
+    line = {"id": "a", "vector": [0.5] * 100}
+    request = schemas.write_request(json.dumps({"upserts": [line] * 1_000}).encode())
+    assert isinstance(request.upserts[0].vector, msgspec.Raw)
+    assert schemas.numbers(request.upserts[0].vector).tolist() == [0.5] * 100
+
+
+def test_an_answer_that_takes_long_to_write_is_made_in_the_pool() -> None:
+    view = View(Collection(name="c", topic="t", dimension=128, metric="l2"), 0)
+
+    def inline(queries: int, **asked: Any) -> bool:
+        return search._numbers([view], queries, schemas.SearchRequest(**asked)) <= search.INLINE_NUMBERS_MAX
+
+    assert inline(1, k=10) and inline(1, k=100) and inline(10, k=10)
+    assert not inline(1, k=1_000)
+    assert not inline(100, k=10)
+    assert inline(1, k=100, include=("metadata",)) and not inline(16, k=100, include=("vector",))
