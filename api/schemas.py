@@ -17,6 +17,7 @@ from api.body import LARGE_BYTES
 from api.problems import Unsupported
 from tidemark.collection import DIMENSION_MAX
 from tidemark.errors import BadQuery
+from tidemark.json_text import why_not_json
 from tidemark.searcher import K_MAX
 
 QUERIES_MAX = 1_000
@@ -274,10 +275,10 @@ def write_request(body: bytes) -> WriteRequest:
 def _decoded(decoder: "msgspec.json.Decoder[T]", body: bytes) -> T:
     try:
         return decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except msgspec.ValidationError as error:
         raise BadQuery(str(error)) from None
-    except RecursionError:
-        raise BadQuery("the JSON is nested too deeply") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadQuery(f"the body is not JSON: {why_not_json(body, error)}") from None
 
 
 def search_options() -> dict[str, Any]:

@@ -19,6 +19,7 @@ from tidemark import id as ids
 from tidemark import searcher
 from tidemark.collection import Collection
 from tidemark.errors import BadQuery, BrokerUnreachable, Overloaded
+from tidemark.json_text import why_not_json
 from tidemark.kafka_settings import Settings, producer_settings
 from tidemark.partitioner import Partitioner
 from tidemark.record import METADATA_BYTES_MAX, first_unmeasurable, next_position
@@ -159,7 +160,7 @@ def _metadata(upsert: Upsert) -> bytes | None:
         _decode_object(raw)
         orjson.loads(raw)
     except (msgspec.DecodeError, orjson.JSONDecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise BadQuery(f"the metadata is not a JSON object: {error}") from None
+        raise BadQuery(f"the metadata is not a JSON object: {why_not_json(raw, error)}") from None
     return raw
 
 

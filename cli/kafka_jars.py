@@ -18,7 +18,7 @@ import httpx
 from rich.console import Console
 from rich.progress import Progress
 
-from tidemark.errors import BrokerUnreachable
+from tidemark.errors import BadConfiguration, BrokerUnreachable
 
 KAFKA_VERSION = "4.4.0"
 _THREADS = 8
@@ -53,7 +53,10 @@ def cache_directory() -> Path:
     """Where downloads are kept: TIDEMARK_CACHE_DIR, else the user's cache directory."""
     if own := os.environ.get("TIDEMARK_CACHE_DIR"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tidemark"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tidemark"
+    except RuntimeError:  # a user without a home
+        raise BadConfiguration("no home directory to keep Kafka's jars in: name one in TIDEMARK_CACHE_DIR") from None
 
 
 def repository() -> str:

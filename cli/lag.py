@@ -9,8 +9,9 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from cli.remote_api import ask
+from cli.remote_api import ask, path_of
 from cli.table import console, table
+from tidemark.printable import printable
 
 INTERVAL_S = 1.0
 _COLUMNS = ("partition", "end", "applied", "checkpointed", "committed", "lag", "age", "unbuilt", "rows", "why")
@@ -39,9 +40,11 @@ def show(collection: str | None, api: str | None, watch: bool, as_json: bool) ->
 
 
 def _asked(collection: str | None, api: str | None, as_json: bool) -> RenderableType:
-    answer = ask("GET", f"/collections/{collection}/lag" if collection else "/lag", api)
-    if as_json:
-        return json.dumps(answer)
+    path = "/lag" if collection is None else path_of(collection, "lag")
+    return ask("GET", path, api, read=json.dumps if as_json else _shown)
+
+
+def _shown(answer: Any) -> RenderableType:
     return Group(*[part for found in answer.get("collections", [answer]) for part in _of_collection(found)])
 
 
@@ -54,7 +57,7 @@ def _of_collection(found: dict[str, Any]) -> list[RenderableType]:
         (str(partition["partition"]), *(_figure(name, partition.get(name)) for name in _FIELDS), _why(partition))
         for partition in found["partitions"]
     ]
-    return [Text(heading, style="bold"), table(_COLUMNS, rows, right=_COLUMNS[:-1])]
+    return [Text(printable(heading), style="bold"), table(_COLUMNS, rows, right=_COLUMNS[:-1])]
 
 
 def _figure(name: str, value: Any) -> str:

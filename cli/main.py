@@ -152,15 +152,16 @@ def search(
 
     Example: tidemark search docs --text "parse a json string"
     """
-    from cli.remote_api import ask
-    from cli.search import query, show
+    from cli.remote_api import ask, path_of
+    from cli.search import query, shown
+    from cli.table import console
 
+    path = path_of(collection, "search")
     body = {**query(collection, text, vector, vector_file, id), "k": k, "exact": exact}
-    answer = ask("POST", f"/collections/{collection}/search", api, body)
     if as_json:
-        typer.echo(json.dumps(answer))
+        typer.echo(ask("POST", path, api, body, read=json.dumps))
     else:
-        show(answer)
+        console().print(ask("POST", path, api, body, read=shown))
 
 
 # -- the index -------------------------------------------------------------------------------------------------

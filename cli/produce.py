@@ -19,10 +19,12 @@ from rich.text import Text
 from cli import run_files
 from cli.exits import Interrupted
 from cli.generations import check_collection
-from cli.records import BadInput, Item, Records, read
+from cli.ids_file import BadInput
+from cli.records import Item, Records, read
 from tidemark.collection import Collection
 from tidemark.errors import BrokerUnreachable
 from tidemark.kafka_settings import Settings, producer_settings
+from tidemark.printable import printable
 from tidemark.record import next_position
 from tidemark.topic import Topics
 
@@ -139,8 +141,7 @@ def _send(producer: Producer, topic: str, item: Item, deliveries: _Deliveries) -
         except BufferError:
             producer.poll(0.1)
         except KafkaException as error:
-            shown = key.decode(errors="replace")[:60]
-            raise BadInput(f"id {shown!r}: Kafka refuses it: {error.args[0].str()}") from None
+            raise BadInput(f"id {key[:60]!r}: Kafka refuses it: {error.args[0].str()}") from None
 
 
 def _flush(producer: Producer, deliveries: _Deliveries) -> int:
@@ -163,7 +164,13 @@ class _Rate(ProgressColumn):
 def _progress(title: str, records: Records) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal, nothing elsewhere; yields a function that takes the number done."""
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(title, total=records.total)
+        task = progress.add_task(printable(title), total=records.total)
         yield lambda done: progress.update(task, completed=done)

@@ -1,31 +1,31 @@
 """Records to produce, read from files: checked as the consumer would check them, in bounded memory.
 
 An .npy file is mapped and checked in blocks, JSON lines are streamed. A bad row or line raises BadInput with
-its number when its turn comes: everything before it was handed out, nothing after it will be.
+its number when its turn comes: everything before it was handed out, nothing after it will be. A file of ids is
+checked whole before the first row (`ids_file.py`). Text is UTF-8 and nothing else: no byte is replaced.
 """
 
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
 import msgspec
 import numpy as np
 
-from cli.exits import NotFound
+from cli import ids_file
+from cli.ids_file import BadInput, check_file
 from tidemark import id as ids
 from tidemark.collection import Collection
 from tidemark.errors import BadConfiguration, BadQuery
+from tidemark.json_text import why_not_json
 from tidemark.record import METADATA_BYTES_MAX, first_unmeasurable
 
 Item = tuple[bytes, bytes | None, bytes | None]  # key, value (None: a delete), metadata
 # Rows of an .npy file checked at once: a few MB, and fewer than a millisecond between two blocks.
 BLOCK_ROWS = 2_048
-
-
-class BadInput(NotFound):
-    """A row or line that the consumer would put into the dead-letter topic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +43,16 @@ class _Line(msgspec.Struct, forbid_unknown_fields=True):
     deleted: bool = False
 
 
-def read(source: str, collection: Collection, id_prefix: str, ids_file: Path | None) -> Records:
+def read(source: str, collection: Collection, id_prefix: str, ids_path: Path | None) -> Records:
     """Records of an .npy file, a .jsonl file, or `-` for JSON lines on standard input."""
     path = Path(source)
-    if path.suffix != ".npy" and (id_prefix or ids_file):
+    if path.suffix != ".npy" and (id_prefix or ids_path):
         raise BadConfiguration("--id-prefix and --ids are for .npy files: JSON lines bring their ids")
     if source == "-":
         return Records(_json_lines(sys.stdin.buffer, "standard input", collection), None)
-    if not path.is_file():
-        raise NotFound(f"{path}: no such file")
+    check_file(path)
     if path.suffix == ".npy":
-        return _matrix(path, collection, id_prefix, ids_file)
+        return _matrix(path, collection, id_prefix, ids_path)
     return Records(_json_file(path, collection), None)
 
 
@@ -72,8 +71,12 @@ def _json_lines(lines: IO[bytes], name: str, collection: Collection) -> Iterator
             continue
         try:
             yield _item(decode(line), collection)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BadQuery) as error:
+        except BadQuery as error:
             raise BadInput(f"{name}, line {number}: {error}") from None
+        except msgspec.ValidationError as error:
+            raise BadInput(f"{name}, line {number}: {error}") from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise BadInput(f"{name}, line {number}: is not JSON: {why_not_json(line, error)}") from None
 
 
 def _item(line: _Line, collection: Collection) -> Item:
@@ -117,11 +120,8 @@ def _first_problem(vectors: "np.ndarray[Any, Any]", collection: Collection) -> t
 # -- .npy ----------------------------------------------------------------------------------------------------
 
 
-def _matrix(path: Path, collection: Collection, id_prefix: str, ids_file: Path | None) -> Records:
-    try:
-        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise BadInput(f"{path}: is not an .npy array: {error}") from None
+def _matrix(path: Path, collection: Collection, id_prefix: str, ids_path: Path | None) -> Records:
+    vectors = array_of(path)
     if vectors.ndim != 2 or vectors.dtype.kind != "f":
         raise BadInput(f"{path}: has shape {vectors.shape} of {vectors.dtype}: it must be (rows, dimension) of float32")
     if vectors.shape[1] != collection.dimension:
@@ -129,40 +129,35 @@ def _matrix(path: Path, collection: Collection, id_prefix: str, ids_file: Path |
             f"{path}: has {vectors.shape[1]} numbers per row, "
             f"collection {collection.name!r} has dimension {collection.dimension}"
         )
-    if ids_file is not None:
-        _check_count(ids_file, path, len(vectors))
-    return Records(_rows(path, vectors, collection, _names(id_prefix, ids_file)), len(vectors))
+    if ids_path is None:
+        keys: Iterator[bytes] = (ids.from_text(f"{id_prefix}{row}", collection.id_format) for row in count())
+    else:
+        if (lines := ids_file.check(ids_path, id_prefix, collection.id_format)) != len(vectors):
+            raise BadInput(f"{ids_path}: has {lines} lines, {path} has {len(vectors)} rows")
+        keys = ids_file.keys(ids_path, id_prefix, collection.id_format)
+    return Records(_rows(path, vectors, collection, keys), len(vectors))
 
 
-def _check_count(ids_file: Path, path: Path, rows: int) -> None:
-    if not ids_file.is_file():
-        raise NotFound(f"{ids_file}: no such file")
-    with ids_file.open("rb") as lines:
-        count = sum(1 for _ in lines)
-    if count != rows:
-        raise BadInput(f"{ids_file}: has {count} lines, {path} has {rows} rows")
+def array_of(path: Path) -> "np.ndarray[Any, Any]":
+    """The array of an .npy file, mapped; raises BadInput for anything else."""
+    try:
+        with path.open("rb") as file:
+            np.lib.format.read_magic(file)  # or numpy would try other kinds of files
+        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, SyntaxError, EOFError, MemoryError, OverflowError) as error:
+        raise BadInput(f"{path}: is not an .npy array: {str(error) or type(error).__name__}") from None
 
 
-def _names(prefix: str, ids_file: Path | None) -> Iterator[str]:
-    """The ids in order, without end when they are numbers."""
-    if ids_file is None:
-        row = 0
-        while True:
-            yield f"{prefix}{row}"
-            row += 1
-    with ids_file.open("rb") as lines:
-        for line in lines:
-            yield prefix + line.decode(errors="replace").rstrip("\r\n")
-
-
-def _rows(path: Path, vectors: Any, collection: Collection, names: Iterator[str]) -> Iterator[Item]:
+def _rows(path: Path, vectors: Any, collection: Collection, keys: Iterator[bytes]) -> Iterator[Item]:
     for start in range(0, len(vectors), BLOCK_ROWS):
         with np.errstate(over="ignore"):
             block = np.ascontiguousarray(vectors[start : start + BLOCK_ROWS], "<f4")
         problem = _first_problem(block, collection)
         for row, vector in enumerate(block[: problem[0]] if problem else block, start):
             try:
-                key = ids.from_text(next(names), collection.id_format)
+                key = next(keys)
             except BadQuery as error:
                 raise BadInput(f"{path}, row {row}: {error}") from None
             yield _encoded(key, vector, None, collection)

@@ -7,7 +7,6 @@ go into the environment too, because that is stronger than a file.
 
 import os
 import tempfile
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from cli import run_files
 from cli.ports import free_port, is_free
 from tidemark import files
 from tidemark.errors import BadConfiguration
-from tidemark.settings import DEFAULT_FILE, Settings, load
+from tidemark.settings import DEFAULT_FILE, Settings, load, read_toml
 
 PACKAGED_CONFIG = Path(__file__).with_name("tidemark.toml")
 # Stands for the broker's address while the rest is checked, before there is one.
@@ -106,11 +105,9 @@ class RunSettings:
 
 def _read(source: Path) -> dict[str, Any]:
     try:
-        table = tomllib.loads(source.read_text())
-    except OSError as error:
-        raise BadConfiguration(f"{source}: {error.strerror}") from None
-    except ValueError as error:  # TOML's errors and Unicode's
-        raise BadConfiguration(f"{source}: is not valid TOML: {error}") from None
+        table = read_toml(source)
+    except FileNotFoundError:
+        raise BadConfiguration(f"{source}: no such file") from None
     for name in ("kafka", "checkpoint", "api", "consumer"):
         if not isinstance(table.get(name, {}), dict):
             raise BadConfiguration(f"{source}: {name} must be a table: write [{name}]")

@@ -1,15 +1,21 @@
 """`tidemark search`: the query from words, numbers, a file or a stored id, and the hits as a table."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
 from cli import run_files
 from cli.exits import WrongUsage
-from cli.table import console, table
+from cli.ids_file import BadInput
+from cli.table import table
 from tidemark.errors import BadConfiguration
+from tidemark.json_text import why_not_utf8
 
 _SUMMARY_CHARACTERS = 100
+FLOAT32_MAX = 3.4028234663852886e38
 
 
 def query(collection: str, text: str | None, vector: str | None, file: Path | None, id_: str | None) -> dict[str, Any]:
@@ -17,10 +23,21 @@ def query(collection: str, text: str | None, vector: str | None, file: Path | No
     if sum(part is not None for part in (text, vector, file, id_)) != 1:
         raise WrongUsage("give exactly one of --text, --vector, --vector-file and --id")
     if id_ is not None:
-        return {"id": id_}
+        return {"id": _text("--id", id_)}
     if text is not None:
-        return {"vector": _from_words(collection, text)}
-    return {"vector": _from_json(vector) if vector is not None else _from_file(file)}
+        return {"vector": _from_words(collection, _text("--text", text))}
+    if vector is not None:
+        return {"vector": _from_json(vector)}
+    assert file is not None
+    return {"vector": _from_file(file)}
+
+
+def _text(option: str, given: str) -> str:
+    """What was typed, when it is text: the shell hands on any bytes, and Python reads them by the locale."""
+    raw = os.fsencode(given)
+    if problem := why_not_utf8(raw):
+        raise WrongUsage(f"{option}: {problem}")
+    return raw.decode()
 
 
 def _from_words(collection: str, text: str) -> list[float]:
@@ -40,33 +57,45 @@ def _from_words(collection: str, text: str) -> list[float]:
         raise BadConfiguration(f"the sample encoder cannot be read ({error}): start `tidemark up` again") from None
 
 
-def _from_json(text: str) -> Any:
+def _from_json(text: str) -> list[float]:
     try:
         found = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WrongUsage(f"--vector is not JSON ({error}): write a list of numbers, such as '[0.1, 0.2]'") from None
-    if not isinstance(found, list):
+    if not isinstance(found, list) or not all(type(number) in (int, float) for number in found):
         raise WrongUsage("--vector is not a list of numbers: write it as '[0.1, 0.2]'")
-    return found
+    return _checked(found, "--vector")
 
 
-def _from_file(file: Path | None) -> Any:
-    import numpy as np
+def _from_file(file: Path) -> list[float]:
+    from cli.records import array_of
 
-    assert file is not None
     try:
-        found = np.load(file, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise WrongUsage(f"--vector-file {file} cannot be read: {error}") from None
+        found = array_of(file)
+    except BadInput as error:
+        raise WrongUsage(f"--vector-file {error}") from None
+    if found.dtype.kind not in "fiu":
+        raise WrongUsage(f"--vector-file {file} holds {found.dtype}: it must hold numbers")
     if found.size != max(found.shape, default=0):
         raise WrongUsage(f"--vector-file {file} has shape {found.shape}: it must hold one vector")
-    return found.ravel().tolist()
+    return _checked(found.ravel().tolist(), f"--vector-file {file}")
 
 
-def show(answer: dict[str, Any]) -> None:
-    """The hits, nearest first."""
-    rows = [(hit["id"], f"{hit['distance']:.4f}", _summary(hit.get("metadata"))) for hit in answer["hits"]]
-    console().print(table(("id", "distance", "metadata"), rows, right=("distance",)))
+def _checked(numbers: list[Any], source: str) -> list[float]:
+    """The numbers, which JSON can say and float32 can hold; raises WrongUsage with the first that is not so."""
+    if not numbers:
+        raise WrongUsage(f"{source} is empty: it must hold the collection's dimension of numbers")
+    for place, number in enumerate(numbers):
+        if not abs(number) <= FLOAT32_MAX:
+            shown = number if isinstance(number, float) else f"{str(number)[:20]}..."
+            raise WrongUsage(f"{source}: number {place} is {shown}: it must be a finite float32, mend the query")
+    return numbers
+
+
+def shown(answer: Any) -> Table:
+    """The hits of an answer, nearest first."""
+    rows = [(str(hit["id"]), f"{hit['distance']:.4f}", _summary(hit.get("metadata"))) for hit in answer["hits"]]
+    return table(("id", "distance", "metadata"), rows, right=("distance",))
 
 
 def _summary(metadata: Any) -> str:

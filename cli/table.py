@@ -1,6 +1,7 @@
 """Tables on stdout: fitted to a terminal, and without any cut when the output goes elsewhere.
 
-Cells are printed as they are: no markup is read from ids or metadata. NO_COLOR is respected by rich.
+Cells hold what `printable` leaves of them, and no markup is read from ids or metadata: data never controls the
+terminal. NO_COLOR is respected by rich.
 """
 
 import sys
@@ -8,6 +9,8 @@ from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
+
+from tidemark.printable import printable
 
 # Wider than any row: rich would otherwise cut at 80 columns where there is no terminal.
 _PIPE_WIDTH = 100_000
@@ -28,5 +31,5 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence
         if name in right:
             column.min_width = len(name)
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*map(printable, row))
     return made

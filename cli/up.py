@@ -24,6 +24,7 @@ from cli.sample_load import COLLECTION, SampleLoad
 from cli.welcome import address_of, what_to_try
 from tidemark import files
 from tidemark.errors import BadConfiguration, BrokerUnreachable, TidemarkError
+from tidemark.printable import printable_lines
 from tidemark.service import EXIT_CONFIGURATION
 from tidemark.settings import Settings
 from tidemark.topic import Topics
@@ -251,7 +252,7 @@ class Up:
 
     def _tell(self, text: str) -> None:
         """What is said even when quiet: that something went wrong."""
-        sys.stderr.write(f"{time.monotonic() - self._started:6.1f} s  {text}\n")
+        sys.stderr.write(f"{time.monotonic() - self._started:6.1f} s  {printable_lines(text)}\n")
         sys.stderr.flush()
 
 

@@ -13,6 +13,8 @@ import threading
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from consumer import metrics
 from consumer.indexer import Indexer
 from consumer.replay import Progress, Replay
@@ -21,7 +23,7 @@ from tidemark.collection import Collection, IndexParameters
 from tidemark.errors import BadConfiguration
 from tidemark.exact import simd_level
 from tidemark.files import DirectoryLock
-from tidemark.settings import Settings, load
+from tidemark.settings import IndexSettings, Settings, load
 
 logger = logging.getLogger("consumer")
 
@@ -101,11 +103,16 @@ def _with_index(collection: Collection, changes: str) -> Collection:
     if not changes:
         return collection
     try:
-        index = replace(collection.index, **json.loads(changes))
-    except (TypeError, ValueError) as error:
-        known = ", ".join(IndexParameters.__dataclass_fields__)
-        raise BadConfiguration(f"--index {changes}: {error}; parameters: {known}") from None
-    return replace(collection, index=index)
+        index = IndexSettings.model_validate({**asdict(collection.index), **json.loads(changes)})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        reason = f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+    except (TypeError, ValueError, RecursionError) as error:
+        reason = f"not a JSON object: {error}"
+    else:
+        return replace(collection, index=IndexParameters(**index.model_dump()))
+    known = ", ".join(IndexSettings.model_fields)
+    raise BadConfiguration(f"--index {changes}: {reason}; parameters: {known}")
 
 
 if __name__ == "__main__":

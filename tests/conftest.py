@@ -1,5 +1,6 @@
 """Fixtures: one real broker for the whole run, and a deployment per test."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from cli.broker import open_broker
+from cli.main import main
+from tests.commands import Tidemark
 from tests.services import Deployment, deployment
 from tidemark.exact import use_one_thread_per_search
 
@@ -37,3 +40,20 @@ def deploy(kafka: str, tmp_path: Path) -> Iterator[Callable[..., Deployment]]:
             return stack.enter_context(deployment(tmp_path, kafka, partitions, **overrides))
 
         yield make
+
+
+@pytest.fixture
+def tidemark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Tidemark:
+    """Runs a command in an empty directory; its exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("TIDEMARK_CONFIG", "TIDEMARK_API", "TIDEMARK_UP_DIR", "KAFKA_BOOTSTRAP_SERVERS"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["tidemark", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        output = capsys.readouterr()
+        return int(ended.value.code or 0), output.out, output.err
+
+    return run

@@ -4,15 +4,16 @@ import io
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from cli.main import app, main
+from cli.main import app
 from cli.ports import free_port
+from tests.commands import Tidemark, config, one_line
 from tests.services import DIMENSION, Deployment, deployment, vectors, wait_until
 from tidemark import __version__
 from tidemark.settings import load
@@ -20,25 +21,6 @@ from tidemark.settings import load
 COMMANDS = sorted(
     command.name or getattr(command.callback, "__name__", "").replace("_", "-") for command in app.registered_commands
 )
-
-Tidemark = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def tidemark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Tidemark:
-    """Runs a command in an empty directory; its exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("TIDEMARK_CONFIG", "TIDEMARK_API", "TIDEMARK_UP_DIR", "KAFKA_BOOTSTRAP_SERVERS"):
-        monkeypatch.delenv(name, raising=False)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["tidemark", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        output = capsys.readouterr()
-        return int(ended.value.code or 0), output.out, output.err
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -60,22 +42,8 @@ def api(docs: Deployment) -> str:
     return f"http://127.0.0.1:{docs.api_port}"
 
 
-def config(directory: Path, servers: str, topic: str, **collection: Any) -> str:
-    """A settings file for commands that only need the broker."""
-    values = {"topic": topic, "dimension": DIMENSION, "metric": "l2", **collection}
-    lines = ["[kafka]", f'"bootstrap.servers" = "{servers}"', "[checkpoint]"]
-    lines += [f'url = "{(directory / "checkpoints").as_uri()}"', "[collections.docs]"]
-    path = directory / "own.toml"
-    path.write_text("\n".join([*lines, *(f"{name} = {json.dumps(value)}" for name, value in values.items())]))
-    return str(path)
-
-
 def lines_of(*records: dict[str, Any]) -> str:
     return "".join(json.dumps(record) + "\n" for record in records)
-
-
-def one_line(error: str) -> bool:
-    return error.startswith("error: ") and error.count("\n") == 1
 
 
 # -- help and usage --------------------------------------------------------------------------------------------
@@ -291,7 +259,7 @@ def test_a_search_takes_a_vector_file_or_an_id_and_gives_json(api: str, tidemark
         (["--id", "a", "--text", "b"], "exactly one of"),
         (["--vector", "[1, 2]"], "2"),
         (["--vector", "nonsense"], "--vector is not JSON"),
-        (["--vector-file", "nope.npy"], "--vector-file nope.npy cannot be read"),
+        (["--vector-file", "nope.npy"], "--vector-file nope.npy: cannot be read"),
         (["--text", "json"], "--text works for the sample data of `tidemark up` only"),
     ],
 )

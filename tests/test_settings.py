@@ -97,3 +97,9 @@ def test_cores_are_named_one_by_one_and_by_range() -> None:
     assert service.cores(f"{first},{first}-{first}") == {first}
     with pytest.raises(BadConfiguration, match="may not run on"):
         service.cores(f"{first},9999")
+
+
+def test_a_checkpoint_url_is_decoded_as_the_url_of_a_file_is(tmp_path: Path) -> None:
+    directory = tmp_path / "my data é?#%20"
+    loaded = _load(tmp_path, GOOD + f'[checkpoint]\nurl = "{directory.as_uri()}"')
+    assert loaded.checkpoint_root == directory

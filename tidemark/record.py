@@ -18,6 +18,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from tidemark.collection import Collection, Metric
+from tidemark.json_text import why_not_json
 
 KEY_BYTES_MAX = 1024
 METADATA_BYTES_MAX = 64 * 1024
@@ -277,7 +278,7 @@ class _Decoder:
         try:
             decoded = _decode_json(value)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-            raise _Refused("decode", f"not a JSON record: {error}") from None
+            raise _Refused("decode", f"not a JSON record: {why_not_json(value, error)}") from None
         if len(decoded.vector) != self.collection.dimension:
             raise _Refused(
                 "dimension",
@@ -372,4 +373,4 @@ def _check_metadata(metadata: bytes) -> None:
     try:
         _decode_object(metadata)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise _Refused("decode", f"the metadata is not a JSON object: {error}") from None
+        raise _Refused("decode", f"the metadata is not a JSON object: {why_not_json(metadata, error)}") from None

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from tidemark.errors import BadConfiguration, TidemarkError
+from tidemark.printable import printable_lines
 
 # sysexits.h: 78 is a configuration error, 70 an internal one; 69 a service that is not available.
 EXIT_CONFIGURATION = 78
@@ -40,6 +41,11 @@ class _JsonFormatter(logging.Formatter):
         return json.dumps(entry)
 
 
+class _TextFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().format(record))
+
+
 def python(module: str, *arguments: str) -> list[str]:
     """The command of one of our own modules as a process.
 
@@ -51,7 +57,7 @@ def python(module: str, *arguments: str) -> list[str]:
 
 def log_to_stderr(log_format: Literal["text", "json"]) -> None:
     output = logging.StreamHandler(sys.stderr)
-    text = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%H:%M:%S")
+    text = _TextFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%H:%M:%S")
     output.setFormatter(_JsonFormatter() if log_format == "json" else text)
     logging.basicConfig(level=logging.INFO, handlers=[output], force=True)
 
@@ -120,5 +126,5 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _say(error: TidemarkError, code: int) -> int:
-    sys.stderr.write(f"error: {error}\n")
+    sys.stderr.write(f"error: {printable_lines(str(error))}\n")
     return code

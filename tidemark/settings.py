@@ -10,10 +10,10 @@ import os
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlparse
+from urllib.parse import unquote, urlparse
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from tidemark.collection import (
     DIMENSION_MAX,
@@ -25,6 +25,7 @@ from tidemark.collection import (
     RecordFormat,
 )
 from tidemark.errors import BadConfiguration
+from tidemark.json_text import why_not_utf8
 from tidemark.kafka_settings import check
 from tidemark.partitioner import Partitioner
 
@@ -141,11 +142,12 @@ class Settings(BaseSettings):
     def checkpoint_root(self) -> Path:
         """The checkpoint directory."""
         url = urlparse(self.checkpoint.url)
-        if url.scheme != "file" or url.netloc not in ("", "localhost") or not url.path:
+        path = unquote(url.path)
+        if url.scheme != "file" or url.netloc not in ("", "localhost") or not path or "\0" in path:
             raise BadConfiguration(
                 f"checkpoint.url is {self.checkpoint.url!r}: only a directory as file:///PATH can be used"
             )
-        return Path(url.path)
+        return Path(path)
 
     def collection(self, name: str) -> Collection:
         found = self.collections.get(name)
@@ -172,21 +174,37 @@ def load(file: Path | None = None) -> Settings:
     """Read the settings; raises BadConfiguration that names every wrong setting and where it stands."""
     path = file or Path(os.environ.get("TIDEMARK_CONFIG", DEFAULT_FILE))
     table: dict[str, Any] = {}
-    if path.exists():
-        try:
-            table = tomllib.loads(path.read_text())
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise BadConfiguration(f"{path}: is not valid TOML: {error}") from None
-    elif file is not None or "TIDEMARK_CONFIG" in os.environ:
-        raise BadConfiguration(f"{path}: no such file")
+    try:
+        table = read_toml(path)
+    except FileNotFoundError:
+        if file is not None or "TIDEMARK_CONFIG" in os.environ:
+            raise BadConfiguration(f"{path}: no such file") from None
     table["kafka"] = _kafka(table.get("kafka", {}), path)
     _refuse_unknown_variables()
     try:
         settings = Settings(**table)
     except ValidationError as error:
         raise BadConfiguration(_explain(error, path)) from None
+    except SettingsError as error:
+        raise BadConfiguration(f"environment: {error}: write tables and lists there as JSON") from None
     _check(settings, path)
     return settings
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A settings file; raises FileNotFoundError, and BadConfiguration when it is there and cannot be read."""
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise BadConfiguration(f"{path}: cannot be read: {error.strerror}") from None
+    if problem := why_not_utf8(raw):
+        raise BadConfiguration(f"{path}: is not valid TOML: {problem}")
+    try:
+        return tomllib.loads(raw.decode())
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise BadConfiguration(f"{path}: is not valid TOML: {error}") from None
 
 
 def _kafka(table: Any, path: Path) -> dict[str, Any]:
