@@ -6,7 +6,7 @@ BIN := .venv/bin
 	@echo "making .venv" && $(PYTHON) -m venv .venv
 	@$(BIN)/pip install -q --require-hashes -r requirements-uv.lock && touch $@
 
-.venv/run.stamp: .venv/uv.stamp requirements.lock
+.venv/run.stamp: .venv/uv.stamp requirements.lock pyproject.toml
 	@echo "installing the locked packages" && $(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock
 	@$(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python --no-deps --editable . && touch $@
 
