@@ -5,6 +5,10 @@ never waits for the interpreter lock of who applies records. The port is bound h
 and port 0 tells which one it got.
 """
 
+from tidemark import service
+
+service.end_on_signals()  # first of all: as process 1 it would not be stopped while it imports the rest
+
 import gc
 
 gc.disable()  # what is imported stays: looking through it is a tenth of the start
@@ -23,7 +27,6 @@ import threading
 from pathlib import Path
 
 from api.workers import Told, Workers
-from tidemark import service
 from tidemark.errors import BadConfiguration
 
 logger = logging.getLogger("api")
@@ -59,6 +62,8 @@ def _serve(workers: Workers, config: Path | None, stopping: threading.Event) -> 
     from tidemark.settings import load
     from tidemark.shared_memory import Document
 
+    if stopping.is_set():
+        return
     settings = load(config)
     service.log_to_stderr(settings.log_format)
     service.cores(settings.api.follower_cpus)  # refused here, not in a thread

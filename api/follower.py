@@ -102,10 +102,10 @@ class Follower:
 
     def close(self) -> None:
         self._closing.set()
-        for pool in (self._opener, self._encoder):
-            pool.shutdown(wait=False, cancel_futures=True)
         if self._thread.is_alive():
             self._thread.join(timeout=10.0)
+        for pool in (self._opener, self._encoder):  # last: a turn under way may give them work
+            pool.shutdown(wait=False, cancel_futures=True)
 
     # -- the thread ----------------------------------------------------------------------------------------
 

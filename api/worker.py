@@ -52,11 +52,16 @@ def main() -> None:
         timeout_keep_alive=75,  # longer than clients and proxies keep a connection: they close it, not we
         timeout_graceful_shutdown=3,
     )
-    # uvicorn stops on SIGTERM and SIGINT, then raises the signal again for who was there before it: exit 0.
+    server = uvicorn.Server(config)
+
+    def stop(*_: object) -> None:
+        """Before uvicorn has handlers of its own; afterwards it raises the signal again for this one: exit 0."""
+        server.should_exit = True
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, stop)
     service.collect_garbage()
-    uvicorn.Server(config).run(sockets=[told.listener])
+    server.run(sockets=[told.listener])
 
 
 if __name__ == "__main__":

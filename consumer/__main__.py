@@ -3,6 +3,10 @@
 The `tidemark` command line starts both; containers may start them directly.
 """
 
+from tidemark import service
+
+service.end_on_signals()  # first of all: as process 1 it would not be stopped while it imports the rest
+
 import argparse
 import json
 import logging
@@ -18,7 +22,6 @@ from pydantic import ValidationError
 from consumer import metrics
 from consumer.indexer import Indexer
 from consumer.replay import Progress, Replay
-from tidemark import service
 from tidemark.collection import Collection, IndexParameters
 from tidemark.errors import BadConfiguration
 from tidemark.exact import simd_level
@@ -59,13 +62,13 @@ def _arguments() -> argparse.Namespace:
 
 
 def _index(settings: Settings) -> None:
-    stopping = service.stop_on_signals()
+    stopping = service.Stopping()
     lock = DirectoryLock(settings.checkpoint_root / ".consumers" / _member_name(settings), "a consumer")
     indexer = Indexer(settings, settings.all_collections())
     server = metrics.serve(lambda: indexer.status, settings.consumer.host, settings.consumer.port)
     logger.info("metrics and health on port %d; %s", server.server_port, simd_level())
-    threading.Thread(target=_exit_if_close_hangs, args=(stopping,), daemon=True).start()
-    indexer.run(stopping.is_set)
+    threading.Thread(target=_exit_if_close_hangs, args=(stopping.come,), daemon=True).start()
+    indexer.run(stopping)
     lock.close()
     logger.info("stopped cleanly")
 
@@ -85,7 +88,6 @@ def _exit_if_close_hangs(stopping: threading.Event) -> None:
 
 
 def _replay(settings: Settings, arguments: argparse.Namespace) -> None:
-    stopping = service.stop_on_signals()
     collection = _with_index(settings.collection(arguments.collection), arguments.index)
 
     def report(progress: Progress) -> None:
@@ -95,7 +97,7 @@ def _replay(settings: Settings, arguments: argparse.Namespace) -> None:
         else:
             logger.info("%d of %d offsets, %d rows to build", progress.done, progress.total, progress.unbuilt_rows)
 
-    made = Replay(settings, collection, arguments.start).run(report, stopping.is_set)
+    made = Replay(settings, collection, arguments.start).run(report, service.Stopping())
     sys.stdout.write(json.dumps({"generation": made}) + "\n")
 
 

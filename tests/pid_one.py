@@ -4,8 +4,10 @@ Process 1 is special: a signal that it has no handler for is ignored, and its ch
 """
 
 import functools
+import signal
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -35,3 +37,14 @@ def pid_outside(service: Service) -> int:
     """The process that is 1 inside, by its number here."""
     found: set[int] = wait_until(lambda: children(service.process.pid), 10, "process 1 of the namespace")
     return found.pop()
+
+
+def wait_until_it_heeds(pid: int, number: int = signal.SIGTERM) -> None:
+    """Until the process has a handler for the signal: process 1 gets no other one."""
+
+    def heeds() -> bool:
+        status = Path(f"/proc/{pid}/status").read_text()
+        caught = int(next(line for line in status.splitlines() if line.startswith("SigCgt:")).split()[1], 16)
+        return bool(caught >> (number - 1) & 1)
+
+    wait_until(heeds, 20, f"a handler for signal {number}")

@@ -5,6 +5,8 @@ never raise, because an exception inside `consume()` would lose its whole batch;
 thread, since any other thread's call would wait for a poll. Knows nothing of vectors.
 """
 
+import logging
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -14,7 +16,11 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from tidemark.errors import LogGap
 from tidemark.kafka_settings import Settings, consumer_settings
 
+logger = logging.getLogger(__name__)
+
 Partition = tuple[str, int]
+
+LEAVE_S = 2.0
 
 
 class Committed(NamedTuple):
@@ -67,6 +73,7 @@ class Log:
         self._consumer = Consumer(client)
         self._callback_errors: list[BaseException] = []
         self._assigned: set[Partition] = set()
+        self._let_go: Callable[[list[Partition]], None] = lambda gone: None
 
     # -- assignment ----------------------------------------------------------------------------------------
 
@@ -87,14 +94,18 @@ class Log:
             self._assigned |= {start.partition for start in starts}
             self._consumer.incremental_assign([start.to_client() for start in starts])
 
-        def revoked(_: Consumer, partitions: list[TopicPartition]) -> None:
-            gone = [(p.topic, p.partition) for p in partitions]
+        def let_go(gone: list[Partition]) -> None:
             try:
                 on_revoked(gone)
             except BaseException as error:
                 self._callback_errors.append(error)
+
+        def revoked(_: Consumer, partitions: list[TopicPartition]) -> None:
+            gone = [(p.topic, p.partition) for p in partitions]
+            let_go(gone)
             self._unassign(gone)
 
+        self._let_go = let_go
         self._consumer.subscribe(list(topics), on_assign=assigned, on_revoke=revoked, on_lost=revoked)
 
     def assign(self, starts: Iterable[Start]) -> None:
@@ -196,8 +207,20 @@ class Log:
         self._consumer.resume([TopicPartition(*partition)])
 
     def close(self) -> None:
-        """Leave the group; on_revoked is called for what is held."""
-        self._consumer.close()
+        """Leave the group; on_revoked is called first for what is held.
+
+        The client waits 5 s for the answer to its request to leave. The broker answers a member's requests in their
+        order, and a join only after every other member has joined: one that was killed holds it up until its session
+        times out. The request has been sent by then, so its answer is not waited for so long.
+        """
+        self._let_go(sorted(self._assigned))
+        leaving = threading.Thread(target=self._consumer.close, name="leave-group", daemon=True)
+        leaving.start()
+        leaving.join(LEAVE_S)
+        if leaving.is_alive():
+            logger.warning("the group did not answer within %g s that we leave it: left without its answer", LEAVE_S)
+        if self._callback_errors:
+            raise self._callback_errors.pop(0)
 
 
 class GroupOffsets:

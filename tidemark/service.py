@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from typing import Literal
 
@@ -22,6 +23,7 @@ from tidemark.printable import printable_lines
 # sysexits.h: 78 is a configuration error, 70 an internal one; 69 a service that is not available.
 EXIT_CONFIGURATION = 78
 EXIT_UNAVAILABLE = 69
+EXIT_BUG = 1
 
 _PR_SET_PDEATHSIG = 1
 # Where cores are short, searches go first: five more is a third of the share.
@@ -62,10 +64,24 @@ def log_to_stderr(log_format: Literal["text", "json"]) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[output], force=True)
 
 
+def end_on_signals() -> None:
+    """From now on, SIGTERM or SIGINT ends this process at once, with the code a shell gives for it.
+
+    A service calls it before its imports, because the kernel drops a signal for which process 1 has no handler. A
+    start has nothing to bring to an end in order: what it writes has its name only once it is whole.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: os._exit(128 + number))
+
+
 def stop_on_signals() -> threading.Event:
     """An event set by SIGTERM or SIGINT; a second signal ends the process at once."""
     stopping = threading.Event()
+    _set_on_signals(stopping)
+    return stopping
 
+
+def _set_on_signals(stopping: threading.Event) -> None:
     def on_signal(number: int, _: object) -> None:
         if stopping.is_set():
             os._exit(128 + number)
@@ -73,7 +89,24 @@ def stop_on_signals() -> threading.Event:
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
-    return stopping
+
+
+class Stopping:
+    """Whether SIGTERM or SIGINT has come: a loop asks once a turn by calling this.
+
+    The first question begins it, until then `end_on_signals` holds: a start may wait for brokers, and is not waited
+    for. `come` is the event to wait for.
+    """
+
+    def __init__(self) -> None:
+        self.come = threading.Event()
+        self._asked = False
+
+    def __call__(self) -> bool:
+        if not self._asked:
+            self._asked = True
+            _set_on_signals(self.come)
+        return self.come.is_set()
 
 
 def die_with_parent(parent: int, number: int = signal.SIGTERM) -> None:
@@ -116,13 +149,29 @@ def run_on(cpus: str) -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a command; an error an operator can act on is one line on stderr and an exit code."""
+    """Run a command, then end the process; an error an operator can act on is one line on stderr and an exit code.
+
+    What must be closed was closed by `main`. Python's own way out would wait for pools that still read files, and
+    take the interpreter down under threads that are inside a Kafka client: seen to end with SIGSEGV.
+    """
+    code = _code_of(main)
+    for output in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # its reader has gone
+            output.flush()
+    os._exit(code)
+
+
+def _code_of(main: Callable[[], None]) -> int:
     try:
         main()
     except BadConfiguration as error:
-        sys.exit(_say(error, EXIT_CONFIGURATION))
+        return _say(error, EXIT_CONFIGURATION)
     except TidemarkError as error:
-        sys.exit(_say(error, EXIT_UNAVAILABLE))
+        return _say(error, EXIT_UNAVAILABLE)
+    except Exception:
+        traceback.print_exc()
+        return EXIT_BUG
+    return 0
 
 
 def _say(error: TidemarkError, code: int) -> int:
