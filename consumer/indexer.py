@@ -104,7 +104,8 @@ class Indexer:
         self._failed.pop(partition, None)
         try:
             served = generation.served(self._root, collection)
-            checkpoints = Checkpoints(self._root, collection, served.name, partition[1])
+            grace_s = self._settings.checkpoint.grace_s
+            checkpoints = Checkpoints(self._root, collection, served.name, partition[1], grace_s=grace_s)
             owned = take_over(partition, collection, served, checkpoints, self._topics)
         except TidemarkError as error:
             logger.error("partition not taken over: %s", error)
@@ -198,8 +199,7 @@ class Indexer:
         else:
             logger.warning("offsets not committed (the checkpoint is made all the same): %s", refused)
         reach("committed")
-        keep = [self._builder.build.output] if self._builder.build else []
-        owned.checkpoints.remove_obsolete(self._settings.checkpoint.grace_s, keep)
+        owned.checkpoints.remove_obsolete()
         reach("obsolete-removed")
 
     # -- now and then --------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from consumer.builder import Build, Builder
+from tidemark.caught_up import now_ms
 from tidemark.checkpoint import Checkpoints, Loaded
 from tidemark.collection import Collection, IndexParameters
 from tidemark.crash_point import reach
@@ -145,7 +146,7 @@ class OwnedPartition:
 
     def checkpoint(self) -> Manifest:
         """Make the view durable; positions up to the manifest's may be committed afterwards."""
-        manifest = self.checkpoints.publish(self.view)
+        manifest = self.checkpoints.publish(self.view, now_ms())
         self.checkpointed = manifest.position
         self.checkpoint_version = manifest.version
         self.checkpoint_at = self.clean_at = time.monotonic()

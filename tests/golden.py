@@ -1,6 +1,7 @@
-"""Writes `tests/golden/`, a checkpoint as version 1 of the format has it: `python -m tests.golden`.
+"""Writes a checkpoint as this version of the format has it: `python -m tests.golden`.
 
-It is made once per version of the format and then kept: later versions must read it (test_golden.py).
+One is made per version of the format and then kept: later versions must read it (test_golden.py). The first is in
+`tests/golden/`, each later one in a directory beside it that has the format's number in its name.
 """
 
 import shutil
@@ -10,12 +11,13 @@ from tests.messages import delete, upsert
 from tests.rows import embeddings
 from tidemark.checkpoint import Checkpoints
 from tidemark.collection import Collection, IndexKind, IndexParameters
-from tidemark.manifest import TopicIdentity
+from tidemark.manifest import FORMAT, TopicIdentity
 from tidemark.record import decode
 from tidemark.segment import Segment, write_segment
 from tidemark.view import View
 
-ROOT = Path(__file__).parent / "golden"
+ROOTS = {1: Path(__file__).parent / "golden", 2: Path(__file__).parent / "golden_2"}
+CAUGHT_UP_MS = 1_700_000_000_000
 COLLECTION = Collection(name="docs", topic="docs", dimension=8, metric="cosine")
 KINDS: tuple[IndexKind, ...] = ("ivfpq", "hnsw", "flat")
 ROWS = 200
@@ -42,10 +44,10 @@ def make(root: Path) -> View:
         parameters = IndexParameters(kind=kind, ann_rows_min=64)
         entry = write_segment(directory, rows, COLLECTION.metric, parameters, seed=1)
         view.saved(Segment(directory, entry, COLLECTION.dimension, COLLECTION.metric))
-    checkpoints.publish(view)
+    checkpoints.publish(view, CAUGHT_UP_MS)
     return view
 
 
 if __name__ == "__main__":
-    shutil.rmtree(ROOT, ignore_errors=True)
-    make(ROOT)
+    shutil.rmtree(ROOTS[FORMAT], ignore_errors=True)
+    make(ROOTS[FORMAT])

@@ -166,7 +166,7 @@ class TwoViews(RuleBasedStateMachine):
         self.save()
         self.names += 1
         for segment in self.leader.searcher.segments:
-            segment.save_dead_rows(self.names)
+            segment.save_dead_rows(1, self.names)
         entries = [segment.entry for segment in self.leader.searcher.segments]
         leader = self.leader
         self.checkpoints.append(Checkpoint(leader.position, leader.leader_epoch, leader.digest, entries))

@@ -2,30 +2,36 @@
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from tests.messages import upsert
+from tests.messages import delete, upsert
 from tidemark import searcher
-from tidemark.checkpoint import MANIFESTS_KEPT, Checkpoints
+from tidemark.caught_up import now_ms
+from tidemark.checkpoint import Checkpoints
 from tidemark.collection import Collection
-from tidemark.errors import CheckpointMismatch, CorruptCheckpoint, StaleOwner
-from tidemark.manifest import TopicIdentity
+from tidemark.errors import CheckpointMismatch, CorruptCheckpoint, NewerFormat, StaleOwner
+from tidemark.manifest import FORMAT, TopicIdentity, encode
+from tidemark.obsolete import MANIFESTS_KEPT
 from tidemark.record import decode
+from tidemark.segment import verify_file
 from tidemark.view import View
 
 COLLECTION = Collection("docs", "docs", 4, "l2")
 TOPIC = TopicIdentity("cluster", "topic")
+CAUGHT_UP_MS = 1_700_000_000_000
 
 
-def _checkpoints(root: Path, collection: Collection = COLLECTION) -> Checkpoints:
-    return Checkpoints(root, collection, "g000001", 0)
+def _checkpoints(root: Path, collection: Collection = COLLECTION, grace_s: float = 60.0) -> Checkpoints:
+    return Checkpoints(root, collection, "g000001", 0, grace_s=grace_s)
 
 
-def _owner(root: Path) -> tuple[Checkpoints, View]:
+def _owner(root: Path, grace_s: float = 60.0) -> tuple[Checkpoints, View]:
     """A writer that has taken over what is there."""
-    checkpoints, view = _checkpoints(root), View(COLLECTION, 0)
+    checkpoints, view = _checkpoints(root, grace_s=grace_s), View(COLLECTION, 0)
     loaded = checkpoints.load()
     if loaded is not None:
         manifest = loaded.manifest
@@ -43,7 +49,7 @@ def _apply(view: View, count: int) -> None:
 def test_a_checkpoint_is_read_back_as_it_was(tmp_path: Path) -> None:
     checkpoints, view = _owner(tmp_path)
     _apply(view, 10)
-    checkpoints.publish(view)
+    checkpoints.publish(view, CAUGHT_UP_MS)
     again = _owner(tmp_path)[1]
     assert (again.position, again.digest, again.live_rows) == (view.position, view.digest, 10)
     assert {hit.id for hit in searcher.scan([again], None, 100)} == {b"id-%d" % i for i in range(10)}
@@ -52,13 +58,13 @@ def test_a_checkpoint_is_read_back_as_it_was(tmp_path: Path) -> None:
 def test_a_stale_owner_cannot_publish_after_a_new_one_has_claimed(tmp_path: Path) -> None:
     stale, old_view = _owner(tmp_path)
     _apply(old_view, 5)
-    stale.publish(old_view)
+    stale.publish(old_view, CAUGHT_UP_MS)
     heir, new_view = _owner(tmp_path)
     _apply(old_view, 5)
     with pytest.raises(StaleOwner, match="epoch 2, ours is 1"):
-        stale.publish(old_view)
+        stale.publish(old_view, CAUGHT_UP_MS)
     _apply(new_view, 1)
-    assert heir.publish(new_view).position == 6
+    assert heir.publish(new_view, CAUGHT_UP_MS).position == 6
 
 
 def test_a_claim_fails_when_the_checkpoint_is_not_the_newest_any_more(tmp_path: Path) -> None:
@@ -66,7 +72,7 @@ def test_a_claim_fails_when_the_checkpoint_is_not_the_newest_any_more(tmp_path: 
     heir = _checkpoints(tmp_path)
     loaded = heir.load()
     _apply(view, 5)
-    owner.publish(view)
+    owner.publish(view, CAUGHT_UP_MS)
     assert not heir.claim(TOPIC, loaded, 0)
     assert heir.claim(TOPIC, heir.load(), 0)
 
@@ -82,7 +88,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path: Path
     checkpoints, view = _owner(tmp_path)
     for _ in range(2):
         _apply(view, 5)
-        newest = checkpoints.publish(view)
+        newest = checkpoints.publish(view, CAUGHT_UP_MS)
     damaged = checkpoints.directory / newest.segments[-1].name / file
     if file == "manifest":
         damaged = checkpoints.directory / f"manifest-{newest.version:010}.json"
@@ -109,7 +115,7 @@ def test_nothing_is_touched_when_no_checkpoint_is_whole(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_metric_is_refused(tmp_path: Path) -> None:
     checkpoints, view = _owner(tmp_path)
-    checkpoints.publish(view)
+    checkpoints.publish(view, CAUGHT_UP_MS)
     with pytest.raises(CheckpointMismatch, match="metric was 'l2', is 'ip'"):
         _checkpoints(tmp_path, Collection("docs", "docs", 4, "ip")).load()
 
@@ -117,36 +123,141 @@ def test_a_checkpoint_of_another_metric_is_refused(tmp_path: Path) -> None:
 def test_leftover_temporary_and_unknown_files_do_not_stop_a_start(tmp_path: Path) -> None:
     checkpoints, view = _owner(tmp_path)
     _apply(view, 5)
-    checkpoints.publish(view)
+    checkpoints.publish(view, CAUGHT_UP_MS)
     (checkpoints.directory / ".manifest-0000000009.json.abc.tmp").write_bytes(b"half")
     (checkpoints.directory / "notes.txt").write_text("mine")
     (checkpoints.directory / "seg-000009-000001").mkdir()
     assert _owner(tmp_path)[1].live_rows == 5
 
 
-def test_obsolete_files_are_removed_after_the_grace_and_named_ones_never(tmp_path: Path) -> None:
-    checkpoints, view = _owner(tmp_path)
-    for _ in range(6):
+def _rounds(checkpoints: Checkpoints, view: View, rounds: int) -> None:
+    for _ in range(rounds):
         _apply(view, 2)
-        checkpoints.publish(view)
-    orphan = checkpoints.directory / "seg-000001-009999"
-    building = checkpoints.directory / "seg-000001-009998"
-    for path in (orphan, building):
-        path.mkdir()
-    assert checkpoints.remove_obsolete(grace_s=3600) == []
+        checkpoints.publish(view, CAUGHT_UP_MS)
+
+
+def _replace_first_segment(view: View) -> Path:
+    """Kill every row of the oldest segment, and put a build without rows in its place, as a merge does."""
+    segment = view.searcher.segments[0]
+    messages = [delete(view.position + n, segment.id_of(n)) for n in range(segment.rows)]
+    view.apply(decode(messages, COLLECTION)[0])
+    view.install(None, [segment.name], {segment.name: segment.dead_mask()})
+    return segment.directory
+
+
+def _age(root: Path) -> None:
     old = time.time() - 7200
-    for path in checkpoints.directory.rglob("*"):
+    for path in root.rglob("*"):
         os.utime(path, (old, old))
-    checkpoints.remove_obsolete(grace_s=3600, keep=[building.name])
-    assert len(checkpoints.versions()) == MANIFESTS_KEPT
-    assert not orphan.exists() and building.exists()
+
+
+def test_a_file_is_kept_for_the_grace_from_when_it_became_obsolete_however_old_it_is(tmp_path: Path) -> None:
+    checkpoints, view = _owner(tmp_path, grace_s=3600)
+    _rounds(checkpoints, view, 3)
+    _age(tmp_path)
+    replaced = _replace_first_segment(view)
+    _rounds(checkpoints, view, MANIFESTS_KEPT + 2)
+    _age(tmp_path)
+    kept = checkpoints.versions()
+    assert checkpoints.remove_obsolete() == []
+    assert replaced.exists() and checkpoints.versions() == kept
+    heir, _ = _owner(tmp_path, grace_s=0)
+    removed = heir.remove_obsolete()
+    assert replaced.name in removed and not replaced.exists()
+    assert len(heir.versions()) == MANIFESTS_KEPT
+
+
+def test_a_reader_of_any_manifest_that_is_there_finds_its_files(tmp_path: Path) -> None:
+    checkpoints, view = _owner(tmp_path, grace_s=0)
+    for _ in range(6):
+        _rounds(checkpoints, view, 2)
+        _replace_first_segment(view)
+        _rounds(checkpoints, view, 1)
+        checkpoints.remove_obsolete()
+        for version in checkpoints.versions():
+            for entry in checkpoints.read(version).segments:
+                for name, file in entry.files.items():
+                    verify_file(checkpoints.directory / entry.name / name, file)
+
+
+def test_orphans_are_removed_and_what_is_named_or_being_written_is_not(tmp_path: Path) -> None:
+    checkpoints, view = _owner(tmp_path, grace_s=0)
+    _rounds(checkpoints, view, 6)
+    heir, view = _owner(tmp_path, grace_s=0)
+    orphan, later = (heir.directory / name for name in ("seg-000001-009999", "seg-000003-000001"))
+    building = heir.new_segment_directory()
+    for path in (orphan, building, later):
+        path.mkdir()
+    heir.remove_obsolete()
+    assert not orphan.exists()
+    assert building.exists()
+    assert later.exists()  # a higher epoch's: its writer came after us
     assert _owner(tmp_path)[1].live_rows == 12
 
 
+def test_nothing_that_a_damaged_manifest_may_name_is_removed(tmp_path: Path) -> None:
+    checkpoints, view = _owner(tmp_path, grace_s=0)
+    _rounds(checkpoints, view, 6)
+    orphan = checkpoints.directory / "seg-000000-000001"
+    orphan.mkdir()
+    path = checkpoints.directory / f"manifest-{checkpoints.version - 1:010}.json"
+    whole = path.read_bytes()
+    path.write_bytes(b"\0" * len(whole))
+    checkpoints.remove_obsolete()
+    assert orphan.exists()
+    path.write_bytes(whole)
+    checkpoints.remove_obsolete()
+    assert not orphan.exists()
+
+
 def test_only_the_newest_epochs_writer_removes_files(tmp_path: Path) -> None:
-    stale, view = _owner(tmp_path)
-    for _ in range(6):
-        _apply(view, 2)
-        stale.publish(view)
-    _owner(tmp_path)
-    assert stale.remove_obsolete(grace_s=0) == []
+    stale, view = _owner(tmp_path, grace_s=0)
+    _rounds(stale, view, 6)
+    heir, _ = _owner(tmp_path, grace_s=0)
+    assert stale.remove_obsolete() == []
+    assert heir.remove_obsolete() != []
+
+
+def test_the_newest_mark_stays_and_older_ones_go(tmp_path: Path) -> None:
+    for epoch in (1, 2, 3):
+        checkpoints, view = _owner(tmp_path, grace_s=0)
+        assert checkpoints.epoch == epoch
+    assert sorted(path.name for path in checkpoints.directory.glob("epoch-*")) == [
+        "epoch-000001",
+        "epoch-000002",
+        "epoch-000003",
+    ]
+    _rounds(checkpoints, view, 6)
+    checkpoints.remove_obsolete()
+    assert [path.name for path in checkpoints.directory.glob("epoch-*")] == ["epoch-000003"]
+
+
+def test_a_checkpoint_of_a_newer_format_is_never_passed_over_or_written_over(tmp_path: Path) -> None:
+    checkpoints, view = _owner(tmp_path, grace_s=0)
+    _rounds(checkpoints, view, 2)
+    loaded = _checkpoints(tmp_path).load()
+    newer = checkpoints.directory / f"manifest-{checkpoints.version + 1:010}.json"
+    manifest = msgspec.structs.replace(checkpoints.read(checkpoints.version), format=FORMAT + 1)
+    newer.write_bytes(encode(manifest))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(NewerFormat, match=f"format {FORMAT + 1}"):
+        _checkpoints(tmp_path).load()
+    assert not _checkpoints(tmp_path).claim(TOPIC, loaded, 0)
+    assert loaded is not None
+    with pytest.raises(NewerFormat):
+        _checkpoints(tmp_path).claim(TOPIC, replace(loaded, newest_version=checkpoints.version + 1), 0)
+    assert checkpoints.remove_obsolete() == []
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_claim_carries_over_when_its_position_was_caught_up(tmp_path: Path) -> None:
+    before = now_ms()
+    checkpoints, view = _owner(tmp_path)
+    assert checkpoints.read(1).caught_up_ms >= before  # a first claim has read all of what it starts after: nothing
+    _apply(view, 5)
+    checkpoints.publish(view, CAUGHT_UP_MS)
+    for _ in range(3):
+        heir, _ = _owner(tmp_path)
+        claimed = heir.read(heir.version)
+        assert (claimed.caught_up_ms, claimed.position) == (CAUGHT_UP_MS, 5)
+        assert claimed.created_ms >= before

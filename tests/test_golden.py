@@ -1,16 +1,56 @@
 """A checkpoint that an earlier version wrote is read as it was meant."""
 
-from tests.golden import COLLECTION, ROOT, ROWS
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.golden import CAUGHT_UP_MS, COLLECTION, ROOTS, ROWS
+from tests.messages import delete
 from tests.rows import embeddings
 from tidemark import searcher
 from tidemark.checkpoint import Checkpoints
+from tidemark.manifest import FORMAT, TopicIdentity
+from tidemark.record import decode
 from tidemark.view import View
 
 
-def test_a_checkpoint_of_format_1_is_read_and_searched() -> None:
-    loaded = Checkpoints(ROOT, COLLECTION, "g000001", 0).load()
+def test_there_is_a_checkpoint_of_each_format_and_it_says_so() -> None:
+    assert list(ROOTS) == list(range(1, FORMAT + 1))
+    for number, root in ROOTS.items():
+        for path in root.rglob("manifest-*.json"):
+            assert json.loads(path.read_text().rpartition('"xxh3_128')[0])["format"] == number
+
+
+@pytest.mark.parametrize("root", ROOTS.values(), ids=lambda root: root.name)
+def test_a_checkpoint_of_an_earlier_format_is_taken_over_and_goes_on_in_this_one(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root, tmp_path, dirs_exist_ok=True)
+    owner = Checkpoints(tmp_path, COLLECTION, "g000001", 0, grace_s=0)
+    loaded = owner.load()
+    assert loaded is not None
+    assert owner.claim(TopicIdentity("cluster", "topic"), loaded, 0)
+    view, manifest = View(COLLECTION, 0), loaded.manifest
+    view.open(loaded.segments, manifest.position, manifest.leader_epoch, manifest.digest)
+    for number in range(4):
+        deleted = [delete(view.position + n, b"id-%d" % (200 * n + 50 + number)) for n in range(3)]
+        view.apply(decode(deleted, COLLECTION)[0])
+        assert owner.publish(view, CAUGHT_UP_MS).format == FORMAT
+        owner.remove_obsolete()
+    again = Checkpoints(tmp_path, COLLECTION, "g000001", 0).load()
+    assert again is not None and again.damaged == []
+    assert sum(segment.live_count for segment in again.segments) == view.live_rows
+    dead = [path.name for path in tmp_path.rglob("dead-*.bits")]
+    assert dead and all(name.startswith("dead-000002-") for name in dead)  # older ones were obsolete
+
+
+@pytest.mark.parametrize("number", ROOTS)
+def test_a_checkpoint_of_each_format_is_read_and_searched(number: int) -> None:
+    loaded = Checkpoints(ROOTS[number], COLLECTION, "g000001", 0).load()
     assert loaded is not None
     assert loaded.damaged == []
+    manifest = loaded.manifest
+    assert manifest.caught_up_ms == (manifest.created_ms if number == 1 else CAUGHT_UP_MS)
     assert [(segment.kind, segment.rows, segment.dead_rows) for segment in loaded.segments] == [
         ("ivfpq", 195, 39),
         ("hnsw", 195, 39),

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import msgspec
 import pytest
+import xxhash
 
-from tidemark.errors import CorruptCheckpoint
+from tidemark.errors import CorruptCheckpoint, NewerFormat
 from tidemark.manifest import FORMAT, FileEntry, Manifest, SegmentEntry, TopicIdentity, encode, parse
 
 SEGMENT = SegmentEntry(
@@ -27,6 +28,7 @@ MANIFEST = Manifest(
     writer_epoch=3,
     writer_nonce="00ff",
     created_ms=1_700_000_000_000,
+    caught_up_ms=1_600_000_000_000,
     identity={"topic": 'dö"cs\n', "dimension": 4, "metric": "l2", "id_format": "utf8"},
     cluster_id="c",
     topic_id="t",
@@ -63,9 +65,39 @@ def test_other_bytes_are_no_manifest(data: bytes) -> None:
         parse(data, "m")
 
 
-def test_a_manifest_of_another_format_is_refused_by_name() -> None:
-    with pytest.raises(CorruptCheckpoint, match=f"has format 99, this program reads {FORMAT}"):
-        parse(encode(msgspec.structs.replace(MANIFEST, format=99)), "m")
+def _sealed(document: object) -> bytes:
+    """A manifest with a right checksum, whatever is in it."""
+    body = msgspec.json.encode(document) + b"\n"
+    return body + b'"xxh3_128:' + xxhash.xxh3_128_hexdigest(body).encode() + b'"\n'
+
+
+def test_a_manifest_of_format_1_was_caught_up_when_it_was_created() -> None:
+    document = msgspec.to_builtins(MANIFEST) | {"format": 1}
+    del document["caught_up_ms"]
+    read = parse(_sealed(document), "m")
+    assert read == msgspec.structs.replace(MANIFEST, caught_up_ms=MANIFEST.created_ms)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"format": FORMAT + 1}, f"it has format {FORMAT + 1}, this program reads 1 to {FORMAT}"),
+        ({"format": None}, "it has format None"),
+        ({"format": 0}, "it has format 0"),
+        ({"compression": "zstd"}, "unknown field `compression`"),
+        ({"segments": [{"name": 1}]}, "Expected `str`, got `int`"),
+    ],
+)
+def test_a_whole_manifest_of_another_version_is_not_called_damaged(change: dict[str, object], said: str) -> None:
+    with pytest.raises(NewerFormat, match="another version of Tidemark wrote this manifest") as refused:
+        parse(_sealed(msgspec.to_builtins(MANIFEST) | change), "m")
+    assert said in str(refused.value)
+
+
+def test_a_whole_manifest_that_is_no_object_is_another_version_s() -> None:
+    for document in ([], "text", 7):
+        with pytest.raises(NewerFormat):
+            parse(_sealed(document), "m")
 
 
 def test_a_recreated_topic_is_another_identity_and_more_partitions_are_not() -> None:

@@ -82,7 +82,7 @@ class Writer:
         if self.turns % 4 == 0:
             self.save()
             for segment in self.leader.searcher.segments:
-                segment.save_dead_rows(next(self.names))
+                segment.save_dead_rows(1, next(self.names))
             position, digest = self.leader.position, self.leader.digest
             segments = [self.open(segment) for segment in self.leader.searcher.segments]
             if self.turns % 8 == 0:

@@ -68,7 +68,7 @@ DAMAGE: dict[str, Callable[[bytearray], bytearray]] = {
 def test_damage_to_any_file_is_refused(tmp_path: Path, kind: IndexKind, damage: str) -> None:
     segment = segment_of(tmp_path / "s", embeddings(100, 4), parameters=small(kind))
     segment.kill(np.array([3, 99]))
-    segment.save_dead_rows(2)
+    segment.save_dead_rows(1, 2)
     assert len(segment.entry.files) == (3 if kind == "flat" else 4)
     for name in segment.entry.files:
         path = tmp_path / "s" / name
@@ -106,24 +106,24 @@ def test_an_entry_of_another_shape_is_refused(tmp_path: Path, change: dict[str, 
 def test_dead_rows_are_saved_and_read_back(tmp_path: Path, kind: IndexKind) -> None:
     vectors = embeddings(101, 4)
     segment = segment_of(tmp_path / "s", vectors, parameters=small(kind))
-    segment.save_dead_rows(1)
+    segment.save_dead_rows(1, 1)
     assert segment.entry.dead_file is None
     digests = (
         segment.kill(np.array([0, 100])) + segment.kill(np.array([7, 8, 9])) + segment.kill(np.array([], np.int64))
     )
     dead = [0, 7, 8, 9, 100]
     assert digests % 2**64 == sum(map(int, segment.digests[dead])) % 2**64
-    segment.save_dead_rows(2)
+    segment.save_dead_rows(1, 2)
     first = segment.entry
-    segment.save_dead_rows(3)
+    segment.save_dead_rows(1, 3)
     assert segment.entry is first
     again = Segment(tmp_path / "s", first, 4, "l2")
     assert np.flatnonzero(again.dead_mask()).tolist() == dead
     assert (again.dead_rows, again.live_count, first.live_rows) == (5, 96, 96)
     again.kill(np.array([1]))
-    again.save_dead_rows(4)
+    again.save_dead_rows(1, 4)
     assert again.entry.dead_rows == 6
-    assert sorted(name for name in again.entry.files if name.startswith("dead")) == ["dead-0000000004.bits"]
+    assert sorted(name for name in again.entry.files if name.startswith("dead")) == ["dead-000001-0000000004.bits"]
     assert np.flatnonzero(Segment(tmp_path / "s", first, 4, "l2").dead_mask()).tolist() == dead
 
 

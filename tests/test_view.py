@@ -83,7 +83,7 @@ class Disk:
     def checkpoint(self, view: View) -> "Checkpoint":
         self.save(view)
         for segment in view.searcher.segments:
-            segment.save_dead_rows(next(self.numbers))
+            segment.save_dead_rows(1, next(self.numbers))
         return Checkpoint(view)
 
 

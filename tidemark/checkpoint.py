@@ -1,33 +1,36 @@
-"""Checkpoints of one partition of one generation: claim, publish, load, fall back, remove what is obsolete.
+"""Checkpoints of one partition of one generation: claim, publish, load, fall back.
 
-The order of `publish`, top-down: segment files durable -> dead rows durable -> manifest durable under the
-next free version (created, never overwritten). Only then may offsets be committed.
-Fencing: a new owner publishes a claim, the newest manifest again with `writer_epoch + 1`; whoever finds its
-version taken compares epochs. Segment names carry the epoch, so two writers never share one, and only the
-newest epoch's writer removes files. Nothing is removed because it looks wrong: it is set aside.
+The order of `publish`, top-down: segment files durable -> dead rows durable -> manifest durable under the next
+version (created, never overwritten) -> still the owner. Only then may offsets be committed.
+Fencing: a new owner makes a mark with the next epoch (`fence.py`), looks again whether what it loaded is still the
+newest, and publishes that again as its claim. Whoever publishes looks for a higher mark before it writes anything and
+after the manifest. Segments and dead rows' files carry the epoch in their names and are created, so two writers
+never share one. Nothing is removed because it looks wrong; `obsolete.py` says what may go.
 Knows nothing of Kafka's client; `view.py` holds the rows.
 """
 
 import contextlib
 import secrets
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from tidemark import files, layout
+from tidemark import files, layout, obsolete
+from tidemark.caught_up import now_ms
 from tidemark.collection import Collection, IndexParameters
 from tidemark.crash_point import reach
-from tidemark.errors import CheckpointMismatch, CorruptCheckpoint, StaleOwner
+from tidemark.errors import CheckpointMismatch, CorruptCheckpoint, StaleOwner, StoreFull, StoreUnavailable
+from tidemark.fence import Fence, highest_mark
 from tidemark.manifest import Manifest, SegmentEntry, TopicIdentity, encode, parse
 from tidemark.segment import Segment, remove_segment_files, write_segment
 from tidemark.view import View
 
 # A checkpoint writes its rows as they are; the builder indexes them later.
 _FLAT = IndexParameters(kind="flat")
-MANIFESTS_KEPT = 3
+# What a reader needs, and more, to open the files of a manifest that it has just read.
+GRACE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,32 +47,40 @@ class Checkpoints:
     """The checkpoints of one partition, read by anyone, written by the claim's holder.
 
     `shared`: the segments it opens may be searched by other processes too.
+    `grace_s`: how long an obsolete manifest and its files stay for readers.
     """
 
     def __init__(
-        self, root: Path, collection: Collection, generation: str, partition: int, shared: bool = False
+        self,
+        root: Path,
+        collection: Collection,
+        generation: str,
+        partition: int,
+        shared: bool = False,
+        grace_s: float = GRACE_S,
     ) -> None:
         self.collection = collection
         self._shared = shared
+        self._grace_s = grace_s
         self.generation = generation
         self.partition = partition
         self.directory = root / layout.partition_directory(collection.name, generation, partition)
+        self._fence = Fence(self.directory)
         self._nonce = secrets.token_hex(8)
         self._newest: Manifest | None = None
         self._next_segment = 1
+        self._next_dead_rows = 1
+        self._unpublished: set[str] = set()
 
     # -- read ----------------------------------------------------------------------------------------------
 
     def versions(self) -> list[int]:
         """Versions of the manifests present, oldest first."""
-        if not self.directory.is_dir():
-            return []
-        found = (layout.manifest_version(path.name) for path in self.directory.iterdir())
-        return sorted(version for version in found if version is not None)
+        return _versions(files.names(self.directory))
 
     def read(self, version: int) -> Manifest:
         path = self.directory / layout.manifest_name(version)
-        manifest = parse(path.read_bytes(), str(path))
+        manifest = parse(files.read(path), str(path))
         self._check_identity(manifest, path)
         return manifest
 
@@ -92,25 +103,34 @@ class Checkpoints:
         """The newest checkpoint whose files all verify; None when there is no manifest at all.
 
         Segments already open are used again. A damaged checkpoint falls back to the one before; when none
-        is whole, CorruptCheckpoint is raised: what is there is not touched.
+        is whole, CorruptCheckpoint is raised: what is there is not touched. A checkpoint that cannot be read
+        (StoreUnavailable) or is of a newer format (NewerFormat) may be whole: it is never passed over.
         """
         ready = {segment.name: segment for segment in opened}
+        while True:
+            versions = self.versions()
+            loaded, damaged = self._newest_whole(versions, ready)
+            if loaded is not None or not versions:
+                return loaded
+            if self.versions() == versions:  # else they were obsolete, and removed meanwhile
+                break
+        raise CorruptCheckpoint(
+            f"{self.directory}: no checkpoint is whole, nothing was changed ({damaged[0]}): set the "
+            f"directory aside and restart, or run `tidemark replay {self.collection.name} --from earliest`"
+        )
+
+    def _newest_whole(self, versions: list[int], ready: dict[str, Segment]) -> tuple[Loaded | None, list[str]]:
+        """What to load, and what is wrong with those above it; nothing as soon as the manifests are others."""
         damaged: list[str] = []
-        versions = self.versions()
         for version in reversed(versions):
             try:
                 manifest = self.read(version)
-                return Loaded(manifest, self._open_segments(manifest, ready), damaged, versions[-1])
-            except CorruptCheckpoint as error:
+                return Loaded(manifest, self._open_segments(manifest, ready), damaged, versions[-1]), damaged
+            except (CorruptCheckpoint, FileNotFoundError) as error:
                 damaged.append(str(error))
-            except FileNotFoundError:  # removed as obsolete meanwhile: a newer one is there
-                return self.load(opened)
-        if damaged:
-            raise CorruptCheckpoint(
-                f"{self.directory}: no checkpoint is whole, nothing was changed ({damaged[0]}): set the "
-                f"directory aside and restart, or run `tidemark replay {self.collection.name} --from earliest`"
-            )
-        return None
+                if self.versions() != versions:
+                    break
+        return None, damaged
 
     def _open_segments(self, manifest: Manifest, ready: dict[str, Segment]) -> list[Segment]:
         return [ready.get(entry.name) or self._open(entry) for entry in manifest.segments]
@@ -136,18 +156,49 @@ class Checkpoints:
     def claim(self, topic: TopicIdentity, loaded: Loaded | None, first_position: int) -> bool:
         """Publish the loaded checkpoint again under the next epoch: from now on older writers are fenced.
 
-        False when another writer has published since it was loaded: load again, then claim again.
+        False when what was loaded is not the newest any more: load again, then claim again. Raises StaleOwner when
+        another writer claims it after us: of those who claim at once the last one has it, so they do not wait for
+        each other for ever.
         """
+        newest = [loaded.newest_version] if loaded else []
+        if not self._fence.epoch:
+            names = files.names(self.directory)
+            if _versions(names)[-1:] != newest:
+                return False
+            self._fence.take(self._highest_epoch(names))
+            reach("marked")
+        # Whoever publishes from here on sees our mark; what was published before it is seen here.
+        names = files.names(self.directory)
+        self._fence.check(names)
+        if _versions(names)[-1:] != newest:
+            return False
+        manifest = self._claim(topic, loaded, first_position)
+        if not self._claimed(manifest):
+            return False
+        reach("claimed")
+        self._newest = manifest
+        self._check_still_owner(manifest)
+        return True
+
+    def _claimed(self, manifest: Manifest) -> bool:
+        try:
+            return self._create(manifest)
+        except StoreFull:
+            if not self._remove_obsolete():
+                raise
+        return self._create(manifest)
+
+    def _claim(self, topic: TopicIdentity, loaded: Loaded | None, first_position: int) -> Manifest:
         based_on = loaded.manifest if loaded else None
-        version = loaded.newest_version + 1 if loaded else 1
-        manifest = Manifest(
+        return Manifest(
             collection=self.collection.name,
             generation=self.generation,
             partition=self.partition,
-            version=version,
-            writer_epoch=self._highest_epoch() + 1,
+            version=loaded.newest_version + 1 if loaded else 1,
+            writer_epoch=self._fence.epoch,
             writer_nonce=self._nonce,
-            created_ms=_now_ms(),
+            created_ms=now_ms(),
+            caught_up_ms=based_on.caught_up_ms if based_on else now_ms(),
             identity=self.collection.identity(),
             cluster_id=topic.cluster_id,
             topic_id=topic.topic_id,
@@ -156,54 +207,93 @@ class Checkpoints:
             digest=based_on.digest if based_on else 0,
             segments=based_on.segments if based_on else [],
         )
-        if not files.create(self.directory / layout.manifest_name(version), encode(manifest)):
-            return False
-        reach("claimed")
-        self._newest = manifest
-        return True
 
-    def _highest_epoch(self) -> int:
-        """The highest epoch any readable manifest or segment name was written under, 0 when there is none."""
-        epochs = [0]
-        for version in self.versions():
+    def _create(self, manifest: Manifest) -> bool:
+        return files.create(self.directory / layout.manifest_name(manifest.version), encode(manifest))
+
+    def _highest_epoch(self, names: Iterable[str]) -> int:
+        """The highest epoch of any mark, readable manifest or segment among the names, 0 when there is none."""
+        epochs = [highest_mark(names)]
+        for version in _versions(names):
             with contextlib.suppress(CorruptCheckpoint, FileNotFoundError):
                 epochs.append(self.read(version).writer_epoch)
-        if self.directory.is_dir():
-            epochs += [layout.segment_epoch(path.name) or 0 for path in self.directory.iterdir()]
+        epochs += [layout.segment_epoch(name) or 0 for name in names]
         return max(epochs)
 
-    def publish(self, view: View) -> Manifest:
-        """Make the view durable: after this returns, everything before its position may be committed."""
+    def publish(self, view: View, caught_up_ms: int) -> Manifest:
+        """Make the view durable: after this returns, everything before its position may be committed.
+
+        `caught_up_ms` is when the view was last known to hold all of the log. Raises StaleOwner when another writer
+        has claimed the partition, and StoreUnavailable when the disk does not take it: then the checkpoint before is
+        still the newest, and the next call tries again.
+        """
+        self._fence.check()
+        try:
+            return self._publish(view, caught_up_ms)
+        except StoreFull:
+            if not self.remove_obsolete():
+                raise
+        except StoreUnavailable:
+            self._fence.check()  # what an heir has removed under us looks like a bad disk
+            raise
+        return self._publish(view, caught_up_ms)
+
+    def _publish(self, view: View, caught_up_ms: int) -> Manifest:
         assert self._newest is not None
         self._save_tails(view)
-        version = self._newest.version + 1
+        number, self._next_dead_rows = self._next_dead_rows, self._next_dead_rows + 1
         for segment in view.searcher.segments:
-            segment.save_dead_rows(version)
+            segment.save_dead_rows(self.epoch, number)
         reach("dead-rows-durable")
         manifest = msgspec.structs.replace(
             self._newest,
-            version=version,
-            created_ms=_now_ms(),
+            version=self._newest.version + 1,
+            created_ms=now_ms(),
+            caught_up_ms=caught_up_ms,
             position=view.position,
             leader_epoch=view.leader_epoch,
             digest=view.digest,
             segments=[segment.entry for segment in view.searcher.segments],
         )
-        path = self.directory / layout.manifest_name(version)
-        if not files.create(path, encode(manifest)):
-            self._fenced(path)
+        created = self._create(manifest)
         reach("manifest-durable")
+        if not created:
+            self._refuse_taken(manifest.version)
         self._newest = manifest
+        self._unpublished -= {entry.name for entry in manifest.segments}
+        self._check_still_owner(manifest)
         return manifest
+
+    def _refuse_taken(self, version: int) -> None:
+        self._fence.check()
+        path = self.directory / layout.manifest_name(version)
+        raise StaleOwner(
+            f"{path} is there, and not by us, the owner of epoch {self.epoch}: another program writes here"
+        )
+
+    def _check_still_owner(self, published: Manifest) -> None:
+        """Raise StaleOwner when another has claimed the partition while we published.
+
+        The heir has seen our manifest and goes on from it. Or our version was free only because the heir's manifests
+        had become obsolete: then ours is below the heir's, and goes.
+        """
+        if not self._fence.holds and self.versions()[-1] > published.version:
+            files.remove(self.directory / layout.manifest_name(published.version))
+        self._fence.check()
 
     def _save_tails(self, view: View) -> None:
         rows = view.unsaved_rows()
         if rows is None:
             view.saved(None)
             return
-        entry = write_segment(self.new_segment_directory(), rows, self.collection.metric, _FLAT, 0)
+        directory = self.new_segment_directory()
+        entry = write_segment(directory, rows, self.collection.metric, _FLAT, 0)
         reach("flat-durable")
-        view.saved(self._open(entry, verified=entry.files))  # just hashed as they were written
+        try:
+            view.saved(self._open(entry, verified=entry.files))  # just hashed as they were written
+        except StoreUnavailable:
+            remove_segment_files(directory)
+            raise
 
     def new_segment_directory(self) -> Path:
         """A segment directory nobody has used; numbers are not reused within an epoch."""
@@ -211,63 +301,18 @@ class Checkpoints:
             directory = self.directory / layout.segment_name(self.epoch, self._next_segment)
             self._next_segment += 1
             if not directory.exists():
+                self._unpublished.add(directory.name)
                 return directory
-
-    def _fenced(self, path: Path) -> None:
-        theirs = parse(path.read_bytes(), str(path))
-        raise StaleOwner(
-            f"{path} was published by a writer of epoch {theirs.writer_epoch}, ours is {self.epoch}: another "
-            f"consumer owns partition {self.partition} of {self.collection.name!r}; this one stops writing it"
-        )
 
     # -- remove --------------------------------------------------------------------------------------------
 
-    def remove_obsolete(self, grace_s: float, keep: Iterable[str] = ()) -> list[str]:
-        """Remove manifests but the newest few, and files that no kept manifest names, older than the grace.
+    def remove_obsolete(self) -> list[str]:
+        """Remove what no reader needs any more; the names of what is gone. Only the newest epoch's writer does."""
+        return self._remove_obsolete() if self._newest is not None and self._fence.holds else []
 
-        `keep` names segments that are being written.
-        Readers open a manifest's files well within the grace. Only the newest epoch's writer may call this.
-        """
-        versions = self.versions()
-        if not versions or self._newest is None or versions[-1] != self._newest.version:
-            return []
-        cutoff = time.time() - grace_s
-        kept = versions[-MANIFESTS_KEPT:]
-        named: set[str] = set(keep)
-        for version in kept:
-            try:
-                manifest = self.read(version)
-            except CorruptCheckpoint:
-                return []  # what a damaged manifest names is not known: remove nothing
-            named |= {entry.name for entry in manifest.segments}
-            named |= {f"{entry.name}/{entry.dead_file}" for entry in manifest.segments if entry.dead_file}
-        removed = []
-        for version in versions[:-MANIFESTS_KEPT]:
-            path = self.directory / layout.manifest_name(version)
-            if path.stat().st_mtime < cutoff:
-                path.unlink()
-                removed.append(path.name)
-        reach("manifests-removed")
-        removed += self._remove_unnamed(named, cutoff)
-        return removed
-
-    def _remove_unnamed(self, named: set[str], cutoff: float) -> list[str]:
-        removed = []
-        for path in self.directory.iterdir():
-            old = path.stat().st_mtime < cutoff
-            if path.name.endswith(".tmp") and old:
-                path.unlink(missing_ok=True)
-                removed.append(path.name)
-            elif layout.segment_epoch(path.name) is not None and path.name not in named and old:
-                remove_segment_files(path)
-                removed.append(path.name)
-            elif layout.segment_epoch(path.name) is not None:
-                for bits in path.glob("dead-*.bits"):
-                    if f"{path.name}/{bits.name}" not in named and bits.stat().st_mtime < cutoff:
-                        bits.unlink()
-                        removed.append(f"{path.name}/{bits.name}")
-        return removed
+    def _remove_obsolete(self) -> list[str]:
+        return obsolete.remove(self.directory, self._fence.epoch, self._grace_s, self._unpublished)
 
 
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
+def _versions(names: Iterable[str]) -> list[int]:
+    return sorted(version for name in names if (version := layout.manifest_version(name)) is not None)

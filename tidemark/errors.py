@@ -37,6 +37,10 @@ class CorruptCheckpoint(TidemarkError):
     """A checkpoint file's bytes do not match the manifest."""
 
 
+class NewerFormat(TidemarkError):
+    """A checkpoint is whole, and written by a version of Tidemark that this one cannot read: run that version."""
+
+
 class CheckpointMismatch(TidemarkError):
     """The checkpoint was made under another configuration: rebuild with `tidemark replay`."""
 
@@ -47,6 +51,14 @@ class StaleOwner(TidemarkError):
 
 class StoreUnavailable(TidemarkError):
     """The checkpoint store cannot be read or written; nothing is concluded about its contents."""
+
+
+class StoreFull(StoreUnavailable):
+    """The checkpoint store has no room: make some; the write is tried again."""
+
+
+class FsyncFailed(StoreUnavailable):
+    """What was written may not be on the disk: restart this process when the disk is well."""
 
 
 class NotFreshEnough(TidemarkError):

@@ -3,8 +3,9 @@
 <collection>/CURRENT                                   which generation is served
 <collection>/<generation>/generation.json              how that generation is built
 <collection>/<generation>/p<partition>/manifest-<version>.json
+<collection>/<generation>/p<partition>/epoch-<epoch>   the writer's mark: whoever sees a higher one stops writing
 <collection>/<generation>/p<partition>/seg-<epoch>-<number>/{vectors.f32,rows.arrow,index.faiss,outliers.u32}
-<collection>/<generation>/p<partition>/seg-<epoch>-<number>/dead-<version>.bits
+<collection>/<generation>/p<partition>/seg-<epoch>-<number>/dead-<epoch>-<number>.bits
 """
 
 import re
@@ -15,7 +16,9 @@ INDEX = "index.faiss"
 OUTLIERS = "outliers.u32"
 
 _MANIFEST = re.compile(r"manifest-(\d{10})\.json")
+_MARK = re.compile(r"epoch-(\d{6})")
 _SEGMENT = re.compile(r"seg-(\d{6})-(\d{6})")
+_DEAD_ROWS = re.compile(r"dead-(?:(\d{6})-)?\d{10}\.bits")  # format 1 had no epoch in the name
 _GENERATION = re.compile(r"g(\d{6})")
 
 
@@ -49,6 +52,16 @@ def manifest_version(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def mark_name(writer_epoch: int) -> str:
+    return f"epoch-{writer_epoch:06}"
+
+
+def mark_epoch(name: str) -> int | None:
+    """The epoch that a writer's mark stands for, None when the name is not a mark's."""
+    match = _MARK.fullmatch(name)
+    return int(match[1]) if match else None
+
+
 def segment_name(writer_epoch: int, number: int) -> str:
     return f"seg-{writer_epoch:06}-{number:06}"
 
@@ -59,5 +72,11 @@ def segment_epoch(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def dead_rows_name(version: int) -> str:
-    return f"dead-{version:010}.bits"
+def dead_rows_name(writer_epoch: int, number: int) -> str:
+    return f"dead-{writer_epoch:06}-{number:010}.bits"
+
+
+def dead_rows_epoch(name: str) -> int | None:
+    """The epoch of the writer of a dead rows' file, 0 when its name has none, None when it is no such name."""
+    match = _DEAD_ROWS.fullmatch(name)
+    return int(match[1] or 0) if match else None

@@ -2,7 +2,8 @@
 
 Segments, dead rows, position, topic identity and collection identity of one partition, as one JSON value.
 Positions live only here. It is written last and create-if-absent, so a reader sees a whole checkpoint or the
-one before. Values and their JSON only; `checkpoint.py` reads and publishes them.
+one before. A manifest of a format that this program does not know is not damage: it is refused by its own
+error. Values and their JSON only; `checkpoint.py` reads and publishes them.
 """
 
 from dataclasses import dataclass, field
@@ -12,9 +13,9 @@ import msgspec
 import xxhash
 
 from tidemark.collection import IndexKind
-from tidemark.errors import CorruptCheckpoint
+from tidemark.errors import CorruptCheckpoint, NewerFormat
 
-FORMAT = 1
+FORMAT = 2
 
 
 class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,7 +45,10 @@ class SegmentEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A checkpoint of one partition. `position` is the next offset to apply, `digest` sums the live rows'."""
+    """A checkpoint of one partition. `position` is the next offset to apply, `digest` sums the live rows'.
+
+    `caught_up_ms` is when the position was last known to hold all of the log; `created_ms` is when this was written.
+    """
 
     collection: str
     generation: str
@@ -53,6 +57,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     writer_epoch: int
     writer_nonce: str
     created_ms: int
+    caught_up_ms: int
     identity: dict[str, Any]
     cluster_id: str
     topic_id: str
@@ -83,15 +88,32 @@ def encode(manifest: Manifest) -> bytes:
 
 
 def parse(data: bytes, source: str) -> Manifest:
-    """Read a manifest; anything but the bytes that were written raises CorruptCheckpoint."""
+    """Read a manifest of this format or an older one.
+
+    Bytes that nobody wrote raise CorruptCheckpoint; what another version of Tidemark wrote raises NewerFormat.
+    """
     lines = data.splitlines(keepends=True)
     body, checksum = b"".join(lines[:-1]), b"".join(lines[-1:])
     if checksum != b'"xxh3_128:' + xxhash.xxh3_128_hexdigest(body).encode() + b'"\n':
         raise CorruptCheckpoint(f"{source}: the manifest's checksum does not match its {len(data)} bytes")
     try:
-        manifest = msgspec.json.decode(body, type=Manifest)
+        return msgspec.convert(_as_this_format(msgspec.json.decode(body), source), Manifest)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise CorruptCheckpoint(f"{source}: written by another version of Tidemark? {error}") from None
-    if manifest.format != FORMAT:
-        raise CorruptCheckpoint(f"{source}: has format {manifest.format}, this program reads {FORMAT}")
-    return manifest
+        raise NewerFormat(_not_known(source, str(error))) from None
+
+
+def _as_this_format(written: Any, source: str) -> Any:
+    """The document with the fields that its format did not have yet."""
+    found = written.get("format") if isinstance(written, dict) else None
+    if found == 1:
+        return {**written, "format": FORMAT, "caught_up_ms": written.get("created_ms")}
+    if found != FORMAT:
+        raise NewerFormat(_not_known(source, f"it has format {found}, this program reads 1 to {FORMAT}"))
+    return written
+
+
+def _not_known(source: str, difference: str) -> str:
+    return (
+        f"{source}: another version of Tidemark wrote this manifest ({difference}): run that version or a newer one; "
+        "nothing was changed"
+    )

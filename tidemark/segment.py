@@ -7,8 +7,10 @@ in its process's copy of the page), the others through an index with the bitmap 
 One writer kills rows; any number of readers search, without locks. Knows nothing of manifests' versions.
 """
 
+import contextlib
+import errno
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -20,11 +22,10 @@ import pyarrow.compute as pc
 import xxhash
 from numpy.typing import NDArray
 
-from tidemark import index, layout
+from tidemark import files, index, layout
 from tidemark.collection import IndexKind, IndexParameters, Metric
-from tidemark.errors import CorruptCheckpoint
+from tidemark.errors import CorruptCheckpoint, StoreUnavailable
 from tidemark.exact import exact_search, exact_search_among
-from tidemark.files import fsync_directory, fsync_file
 from tidemark.live_rows import DEAD_SHARE_LED, LiveRows
 from tidemark.manifest import FileEntry, SegmentEntry
 from tidemark.rows import Rows, concatenate, texts_of
@@ -42,24 +43,36 @@ def write_segment(
     parameters: IndexParameters,
     seed: int,
 ) -> SegmentEntry:
-    """Write and fsync a new segment directory; the caller makes it known by a manifest."""
-    directory.mkdir(parents=True)
-    rows.vectors.astype("<f4", copy=False).tofile(directory / layout.VECTORS)
-    _write_columns(directory / layout.ROWS, rows)
+    """Write and fsync a new segment directory; the caller makes it known by a manifest.
+
+    Raises StoreUnavailable when the disk does not take it; what was begun is removed then.
+    """
+    files.make_directory(directory)
+    try:
+        return _written(directory, rows, metric, parameters, seed)
+    except StoreUnavailable:
+        with contextlib.suppress(StoreUnavailable):
+            remove_segment_files(directory)
+        raise
+
+
+def _written(directory: Path, rows: Rows, metric: Metric, parameters: IndexParameters, seed: int) -> SegmentEntry:
+    files.write(directory / layout.VECTORS, np.ascontiguousarray(rows.vectors, "<f4").data.cast("B"))
+    with files.writing(directory / layout.ROWS):
+        _write_columns(directory / layout.ROWS, rows)
     kind = index.kind_for(len(rows), parameters)
     search = index.SearchParameters()
     names = [layout.VECTORS, layout.ROWS]
     if kind != "flat":
         built, search = index.build(rows.vectors, metric, parameters, seed)
-        index.write(built, directory / layout.INDEX)
+        with files.writing(directory / layout.INDEX):
+            _write_index(built, directory / layout.INDEX)
         names.append(layout.INDEX)
         if len(built.outliers):
-            built.outliers.astype("<u4").tofile(directory / layout.OUTLIERS)
+            files.write(directory / layout.OUTLIERS, built.outliers.astype("<u4").tobytes())
             names.append(layout.OUTLIERS)
-    for name in names:
-        fsync_file(directory / name)
-    fsync_directory(directory)
-    fsync_directory(directory.parent)
+    files.fsync_directory(directory)
+    files.fsync_directory(directory.parent)
     return SegmentEntry(
         name=directory.name,
         kind=kind,
@@ -70,6 +83,15 @@ def write_segment(
         reach=search.reach,
         files={name: file_entry(directory / name) for name in names},
     )
+
+
+def _write_index(built: index.Index, path: Path) -> None:
+    """FAISS says by a RuntimeError that the disk did not take it, with the system's text."""
+    try:
+        index.write(built, path)
+    except RuntimeError as error:
+        full = os.strerror(errno.ENOSPC) in str(error)
+        raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
 
 
 def _write_columns(path: Path, rows: Rows) -> None:
@@ -96,7 +118,7 @@ def file_entry(path: Path) -> FileEntry:
     """
     checksum = xxhash.xxh3_128()
     size = 0
-    with path.open("rb", buffering=0) as file:
+    with files.reading(path), path.open("rb", buffering=0) as file:
         piece = bytearray(HASHED_BYTES)
         while count := file.readinto(piece):
             checksum.update(memoryview(piece)[:count])
@@ -105,7 +127,10 @@ def file_entry(path: Path) -> FileEntry:
 
 
 def verify_file(path: Path, expected: FileEntry) -> None:
-    """Raise CorruptCheckpoint unless the file has exactly the bytes the manifest names."""
+    """Raise CorruptCheckpoint unless the file has exactly the bytes the manifest names.
+
+    A file that cannot be read is StoreUnavailable instead, because that says nothing about its bytes.
+    """
     try:
         found = file_entry(path)
     except FileNotFoundError:
@@ -115,6 +140,15 @@ def verify_file(path: Path, expected: FileEntry) -> None:
             f"{path}: has {found.bytes} bytes with checksum {found.xxh3_128}, "
             f"the manifest says {expected.bytes} with {expected.xxh3_128}"
         )
+
+
+@contextlib.contextmanager
+def _opening(directory: Path) -> Iterator[None]:
+    try:
+        with files.reading(directory):
+            yield
+    except FileNotFoundError as error:
+        raise CorruptCheckpoint(f"{error.filename or directory}: the file is missing") from None
 
 
 class Segment:
@@ -145,15 +179,17 @@ class Segment:
             if name not in verified:
                 verify_file(directory / name, expected)
         self._dimension = dimension
-        self._open_vectors(dimension)
-        self._open_columns()
+        with _opening(directory):
+            self._open_vectors(dimension)
+            self._open_columns()
         self.region = live or Region(LiveRows.size(self.rows), shared)
         self._live = LiveRows(self.region, self.rows, new=live is None)
         self._alive = index.Alive(self._live.bitmap)
         self._live_in_vectors = np.full_like(self._live.bitmap, 0xFF)
         self.saved_dead_rows = 0
         if live is None and entry.dead_file:
-            self._open_dead_rows(entry.dead_file)
+            with _opening(directory):
+                self._open_dead_rows(entry.dead_file)
 
     @cached_property
     def opened_index(self) -> index.Index | None:
@@ -241,18 +277,22 @@ class Segment:
         """Which rows are dead, bool (rows,)."""
         return self._live.dead_mask()
 
-    def save_dead_rows(self, version: int) -> None:
-        """Write the dead rows' bitmap as of now, durably, and name it in `entry`."""
+    def save_dead_rows(self, writer_epoch: int, number: int) -> None:
+        """Write the dead rows' bitmap as of now, durably, and name it in `entry`.
+
+        The writer has not used the number before. The file is created, never written over: another writer's manifest
+        may name what is there.
+        """
         if self.dead_rows == self.saved_dead_rows:
             return
-        path = self.directory / layout.dead_rows_name(version)
-        np.packbits(self.dead_mask(), bitorder="little").tofile(path)
-        fsync_file(path)
-        fsync_directory(self.directory)
-        files = {n: f for n, f in self.entry.files.items() if n != self.entry.dead_file}
-        files[path.name] = file_entry(path)
-        self.entry = msgspec.structs.replace(self.entry, files=files, dead_rows=self.dead_rows, dead_file=path.name)
-        self.saved_dead_rows = self.dead_rows
+        path = self.directory / layout.dead_rows_name(writer_epoch, number)
+        dead_rows, bits = self.dead_rows, np.packbits(self.dead_mask(), bitorder="little").tobytes()
+        files.write(path, bits)
+        files.fsync_directory(self.directory)
+        named = {n: f for n, f in self.entry.files.items() if n != self.entry.dead_file}
+        named[path.name] = file_entry(path)
+        self.entry = msgspec.structs.replace(self.entry, files=named, dead_rows=dead_rows, dead_file=path.name)
+        self.saved_dead_rows = dead_rows
 
     def find(self, hashes: NDArray[np.uint64], ids: Sequence[bytes]) -> NDArray[np.int64]:
         """The live rows that hold one of the ids (whose hashes are given, in the same order)."""
@@ -387,7 +427,7 @@ def merged(segments: Sequence[Segment]) -> Rows:
 
 def remove_segment_files(directory: Path) -> None:
     """Remove a segment's files and directory; what is already gone is fine."""
-    for path in list(directory.iterdir()) if directory.is_dir() else []:
-        path.unlink(missing_ok=True)
-    if directory.is_dir():
+    for name in files.names(directory):
+        files.remove(directory / name)
+    with files.operation("removing", directory), contextlib.suppress(FileNotFoundError):
         os.rmdir(directory)
