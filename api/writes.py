@@ -9,7 +9,6 @@ where the collection's partitioner puts it.
 import asyncio
 from collections.abc import Callable, Iterable
 
-import msgspec
 import orjson
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
@@ -20,14 +19,14 @@ from tidemark import searcher
 from tidemark.collection import Collection
 from tidemark.errors import BadQuery, BrokerUnreachable, Overloaded
 from tidemark.json_text import why_not_json
+from tidemark.json_value import check_metadata
 from tidemark.kafka_settings import Settings, producer_settings
 from tidemark.partitioner import Partitioner
-from tidemark.record import METADATA_BYTES_MAX, first_unmeasurable, next_position
+from tidemark.record import Headers, first_unmeasurable, headers_beside, next_position
+from tidemark.refusal import Refused
 
-_decode_object = msgspec.json.Decoder(dict[str, object]).decode
 PARTITIONER = -1  # librdkafka's "let the partitioner choose"
 
-Headers = list[tuple[str, str | bytes | None]]
 Record = tuple[bytes, bytes | None, Headers]
 Placed = tuple[int, bytes, bytes | None, Headers]
 
@@ -95,7 +94,7 @@ def _produce(
     delivered: Callable[[KafkaError | None, Message], None],
 ) -> None:
     try:
-        producer.produce(topic, value, key, partition, headers=headers, on_delivery=delivered)
+        producer.produce(topic, value, key, partition, headers=[*headers], on_delivery=delivered)
     except BufferError:
         raise Overloaded(
             "the producer's queue is full, the brokers do not keep up; a part of the request may be written: "
@@ -145,8 +144,8 @@ def _upsert(upsert: Upsert, collection: Collection) -> Record:
     if collection.format == "json":
         value = {"vector": vector.tolist(), "metadata": None if metadata is None else orjson.Fragment(metadata)}
         return key, orjson.dumps(value), []
-    # No content-type: a value of exactly this length is raw, and the consumer decodes it without a look at headers.
-    return key, vector.tobytes(), [] if metadata is None else [("metadata", metadata)]
+    raw = vector.tobytes()
+    return key, raw, headers_beside(raw, metadata, collection)
 
 
 def _metadata(upsert: Upsert) -> bytes | None:
@@ -154,12 +153,12 @@ def _metadata(upsert: Upsert) -> bytes | None:
     raw = bytes(upsert.metadata).strip()
     if raw in (b"", b"null"):
         return None
-    if len(raw) > METADATA_BYTES_MAX:
-        raise BadQuery(f"the metadata has {len(raw)} bytes, at most {METADATA_BYTES_MAX}")
     try:
-        _decode_object(raw)
+        check_metadata(raw)
         orjson.loads(raw)
-    except (msgspec.DecodeError, orjson.JSONDecodeError, RecursionError, UnicodeDecodeError) as error:
+    except Refused as refusal:
+        raise BadQuery(str(refusal)) from None
+    except orjson.JSONDecodeError as error:
         raise BadQuery(f"the metadata is not a JSON object: {why_not_json(raw, error)}") from None
     return raw
 

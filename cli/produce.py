@@ -25,7 +25,7 @@ from tidemark.collection import Collection
 from tidemark.errors import BrokerUnreachable
 from tidemark.kafka_settings import Settings, producer_settings
 from tidemark.printable import printable
-from tidemark.record import next_position
+from tidemark.record import headers_beside, next_position
 from tidemark.topic import Topics
 
 TOPIC_TIMEOUT_S = 5.0
@@ -91,7 +91,7 @@ def produce(settings: Settings, collection: Collection, records: Records) -> Pro
     deliveries = _Deliveries()
     started = time.perf_counter()
     with _progress(f"to {collection.topic}", records) as advance:
-        problem = _send_all(producer, collection.topic, records, deliveries, advance)
+        problem = _send_all(producer, collection, records, deliveries, advance)
         left = _flush(producer, deliveries)
     produced = deliveries.produced
     produced.positions = dict(sorted(produced.positions.items()))
@@ -113,13 +113,17 @@ def produce(settings: Settings, collection: Collection, records: Records) -> Pro
 
 
 def _send_all(
-    producer: Producer, topic: str, records: Records, deliveries: _Deliveries, advance: Callable[[int], None]
+    producer: Producer,
+    collection: Collection,
+    records: Records,
+    deliveries: _Deliveries,
+    advance: Callable[[int], None],
 ) -> BaseException | None:
     """Hand everything to the producer; what ended it early is returned, so that what was sent is waited for."""
     sent = 0
     try:
         for item in records.items:
-            _send(producer, topic, item, deliveries)
+            _send(producer, collection, item, deliveries)
             sent += 1
             if sent % REPORT_EVERY == 0:
                 advance(sent)
@@ -130,12 +134,12 @@ def _send_all(
     return None
 
 
-def _send(producer: Producer, topic: str, item: Item, deliveries: _Deliveries) -> None:
+def _send(producer: Producer, collection: Collection, item: Item, deliveries: _Deliveries) -> None:
     key, value, metadata = item
-    headers: list[tuple[str, str | bytes | None]] = [] if metadata is None else [("metadata", metadata)]
+    headers: list[Any] = [*headers_beside(value, metadata, collection)]
     while True:
         try:
-            producer.produce(topic, value, key, headers=headers, on_delivery=deliveries.delivered)
+            producer.produce(collection.topic, value, key, headers=headers, on_delivery=deliveries.delivered)
             producer.poll(0)
             return
         except BufferError:

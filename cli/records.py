@@ -21,7 +21,9 @@ from tidemark import id as ids
 from tidemark.collection import Collection
 from tidemark.errors import BadConfiguration, BadQuery
 from tidemark.json_text import why_not_json
-from tidemark.record import METADATA_BYTES_MAX, first_unmeasurable
+from tidemark.json_value import check_metadata
+from tidemark.record import first_unmeasurable
+from tidemark.refusal import Refused
 
 Item = tuple[bytes, bytes | None, bytes | None]  # key, value (None: a delete), metadata
 # Rows of an .npy file checked at once: a few MB, and fewer than a millisecond between two blocks.
@@ -92,8 +94,11 @@ def _item(line: _Line, collection: Collection) -> Item:
     if problem := _first_problem(vectors, collection):
         raise BadQuery(problem[1])
     metadata = None if line.metadata is None else msgspec.json.encode(line.metadata)
-    if metadata is not None and len(metadata) > METADATA_BYTES_MAX:
-        raise BadQuery(f"the metadata has {len(metadata)} bytes, at most {METADATA_BYTES_MAX}")
+    if metadata is not None:
+        try:
+            check_metadata(metadata)
+        except Refused as refusal:
+            raise BadQuery(str(refusal)) from None
     return _encoded(key, vectors[0], metadata, collection)
 
 

@@ -49,7 +49,8 @@ class Letter:
     _cuts_of_ours: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        self._headers = _headers_of(self.bad)
+        if self.bad.headers is not None:
+            self._headers = [(name, value) for name, value in self.bad.headers if name not in OWN_HEADERS]
         self.size = self._content_bytes() + _OVERHEAD_BYTES
 
     def _content_bytes(self) -> int:
@@ -122,15 +123,6 @@ class Letter:
         if cut:
             remarks.append(("tidemark.truncated", b"true"))
         return remarks
-
-
-def _headers_of(bad: BadRecord) -> Headers | None:
-    """The producer's headers without those that a letter has itself; None when the client cannot read them."""
-    try:
-        headers = bad.message.headers() or []
-    except Exception:
-        return None
-    return [(name, value) for name, value in headers if name not in OWN_HEADERS]
 
 
 def _short(text: str, most: int) -> bytes:

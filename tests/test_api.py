@@ -168,6 +168,7 @@ BAD_SEARCHES: dict[str, Any] = {
     "invalid UTF-8": b'{"id": "\xff"}',
     "deep nesting": '{"filter": ' + "[" * 20_000 + "]" * 20_000 + "}",
 }
+DEEP: Any = json.loads("[" * 100 + "]" * 100)
 BAD_WRITES: dict[str, Any] = {
     "no body": "",
     "nothing": "{}",
@@ -181,6 +182,7 @@ BAD_WRITES: dict[str, Any] = {
     "beyond float32": f'{{"upserts": [{{"id": "a", "vector": {VECTOR_1E39}}}]}}',
     "metadata a list": {"upserts": [{"id": "a", "vector": GOOD, "metadata": [1]}]},
     "metadata too large": {"upserts": [{"id": "a", "vector": GOOD, "metadata": {"a": "x" * 70_000}}]},
+    "metadata too deep": {"upserts": [{"id": "a", "vector": GOOD, "metadata": {"a": DEEP}}]},
     "delete a number": {"deletes": [5]},
     "delete nothing": {"deletes": [""]},
     "unknown field": {"upsert": []},

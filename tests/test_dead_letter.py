@@ -21,7 +21,7 @@ OTHER = ("other", 0)
 
 
 def bad(offset: int = 7, key: bytes | None = b"k", value: bytes | None = b"v", headers: Headers | None = None) -> Any:
-    return BadRecord(message(offset, key, value, headers), "decode", "why it is bad")
+    return BadRecord(message(offset, key, value), "decode", "why it is bad", headers or [])
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_a_letter_fits_into_a_topic_of_a_thousand_bytes(
     letters: DeadLetters, create: Callable[..., str], read: Any
 ) -> None:
     topic = create(max_message_bytes=1_000)
-    long = BadRecord(message(1, b"k" * 5_000, b"v" * 5_000, [("h", b"h" * 5_000)]), "too_large", "å" * 2_000)
+    long = BadRecord(message(1, b"k" * 5_000, b"v" * 5_000), "too_large", "å" * 2_000, [("h", b"h" * 5_000)])
     letters.send(long, ("t" * 249, 99), topic)
     assert acknowledged(letters, ("t" * 249, 99))
     (letter,) = read(topic, 1)

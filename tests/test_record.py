@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from tests.messages import delete, message, raw_bytes, upsert, upsert_json
 from tests.model import Operation, row_digest
 from tidemark.collection import Collection, Metric
+from tidemark.json_value import METADATA_BYTES_MAX
 from tidemark.record import (
     KEY_BYTES_MAX,
-    METADATA_BYTES_MAX,
-    REASONS,
     BadRecord,
     Batch,
     Headers,
@@ -22,8 +21,10 @@ from tidemark.record import (
     decode,
     first_unmeasurable,
     hash_ids,
+    headers_beside,
     row_digests,
 )
+from tidemark.refusal import REASONS
 
 NAN, INF = float("nan"), float("inf")
 GOOD = raw_bytes([1, 2, 3])
@@ -123,6 +124,110 @@ def test_a_bad_value_is_refused_with_its_reason(value: bytes, reason: str) -> No
     assert the_bad_one(message(7, b"a", value)) == reason
 
 
+BASE64 = b"AACAPwAAAEAAAEBA"
+JSON = b'{"vector":[1,2,3]}'
+OCTETS, JSON_TYPE = b"application/octet-stream", b"application/json"
+
+
+@pytest.mark.parametrize(
+    ("value", "reason", "words"),
+    [
+        (b"", "dimension", "empty; a delete is a null value"),
+        (b"\xef\xbb\xbf" + b'{"vector": [1, 2, 3]}', "decode", "byte order mark"),
+        ('{"vector": [1, 2, 3]}'.encode("utf-16"), "decode", "UTF-16"),
+        ('{"vector": [1, 2, 3]}'.encode("utf-16-le"), "decode", "UTF-16"),
+        ('{"vector": [1, 2, 3]}'.encode("utf-16-be"), "decode", "UTF-16"),
+        (b"[1.0, 2.0, 3.0]", "decode", "a JSON array: write"),
+        (b'"%s"' % BASE64, "decode", "a JSON string, perhaps base64"),
+        (BASE64, "decode", "looks like base64"),
+        (b"0.5, -1e-3, 3.25", "decode", "numbers as text"),
+        (b"null", "decode", "a JSON literal"),
+        (b'{"vector": "%s"}' % BASE64, "decode", "`vector` is a string, perhaps base64"),
+        (b'{"vector": null}', "decode", "Expected `array`, got `null`"),
+        (b'{"vector": [[1, 2, 3]]}', "decode", "Expected `float`, got `array`"),
+        (b'{"embedding": [1, 2, 3]}', "decode", "missing required field `vector`"),
+        (b'{"schema": {"type": "struct"}, "payload": {"vector": [1, 2, 3]}}', "decode", "schemas.enable=false"),
+        (b'{"vector": [1, 2, 3], "metadata": {"s": "\\ud800"}}', "decode", "half of a surrogate pair"),
+        (b'{"vector": [1, 2, 3], "more": "\\udfff"}', "decode", ""),
+        (b'{"vector": [1, 2, 3], "metadata": {"s": "\0"}}', "decode", "invalid character"),
+        (b'{"vector": [' + b"9" * 1_000 + b", 2, 3]}", "decode", "out of range"),
+        (b'{"vector": [1, 2, 3], "metadata": {"n": ' + b"9" * 60_000 + b"}}", "decode", "out of range"),
+        (b'{"vector": [' + b"1," * 100_000 + b"1]}", "dimension", "100001 numbers"),
+        (b'{"vector": [' + b"1," * 1_000_000 + b"1]}", "too_large", "at most 262336 for 3 numbers"),
+        (b'{"vector": [' + b"9" * 1_000_000 + b"]}", "too_large", "at most"),
+        (b" " * 1_000_000 + b'{"vector": [1, 2, 3]}', "too_large", "at most"),
+        (b'{"vector": [1, 2, 3], "more": ' + deep(100) + b"}", "decode", "deeper than 100 levels"),
+        (np.ones(3).tobytes(), "dimension", "twice as many are float64"),
+        (b"\0\0\0\0\1" + GOOD, "dimension", "schema registry"),
+        (b"[\0\1\2", "dimension", "the value has 4 bytes, 12 are 3 float32"),
+    ],
+)
+def test_a_bad_value_is_refused_in_words_that_say_what_it_is(value: bytes, reason: str, words: str) -> None:
+    _, (found,) = decoded(message(7, b"a", value))
+    assert found.reason == reason
+    assert words in found.detail
+    assert len(found.detail) < 300
+
+
+@pytest.mark.parametrize("format_", ["raw", "json", "auto"])
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(b"[1.0, 2.0, 3.0]", "a JSON array"), (b"\xef\xbb\xbf{}", "byte order mark"), (BASE64, "base64"), (b"", "empty")],
+)
+def test_the_words_are_the_same_in_every_format(format_: str, value: bytes, words: str) -> None:
+    assert words in decoded(message(7, b"a", value), format=format_)[1][0].detail
+
+
+def test_json_that_a_format_or_a_content_type_forbids_says_which() -> None:
+    assert 'format = "raw"' in decoded(message(1, b"a", JSON), format="raw")[1][0].detail
+    octets: Headers = [("content-type", OCTETS)]
+    assert "content-type" in decoded(message(1, b"a", JSON, octets))[1][0].detail
+
+
+def test_duplicate_fields_count_as_the_last_of_them() -> None:
+    batch, bad = decoded(
+        message(1, b"a", b'{"vector": [9], "vector": [1, 2, 3], "metadata": {}, "metadata": {"a": 1}}')
+    )
+    assert (bad, batch.vectors.tolist(), batch.metadata) == ([], [[1, 2, 3]], [b'{"a": 1}'])
+
+
+def nested(levels: int) -> bytes:
+    return b'{"vector": [1, 2, 3], "metadata": {"a": ' + deep(levels) + b"}}"
+
+
+@pytest.mark.parametrize("frames", [0, 700])
+def test_the_depth_that_is_read_does_not_depend_on_the_stack_of_who_reads(frames: int) -> None:
+    def at(depth: int) -> tuple[Batch, list[BadRecord]]:
+        return at(depth - 1) if depth else decoded(message(1, b"a", nested(98)), message(2, b"b", nested(99)))
+
+    batch, bad = at(frames)
+    assert batch.ids == [b"a"]
+    assert [record.detail for record in bad] == ["not a JSON record: nested deeper than 100 levels"]
+
+
+def test_brackets_in_strings_are_no_nesting() -> None:
+    text = b'"' + b"[{" * 200 + b'\\"' + b"[" * 200 + b'\\\\"'
+    batch, bad = decoded(
+        message(1, b"a", b'{"vector": [1, 2, 3], "metadata": {"a": ' + text + b"}}"),
+        message(2, b"b", b'{"vector": [1, 2, 3], "metadata": {"a": [' + b"[]," * 200 + b"[]]}}"),
+    )
+    assert (bad, batch.ids) == ([], [b"a", b"b"])
+
+
+def test_a_batch_of_the_costliest_bad_values_is_refused() -> None:
+    most = 60_000
+    costly = [
+        b'{"vector": [1, 2, 3], "a": "' + b'\\"[' * (most // 3),  # strings that do not end
+        b'{"vector": [1, 2, 3], "a": ' + deep(most // 2),
+        b'{"vector": [0.' + b"9" * most + b", 1]}",
+        b'{"vector": [1e' + b"9" * most + b", 1]}",
+        b"1," * most,
+        b"A" * most + b"!",
+    ]
+    batch, bad = decoded(*(message(n, b"%d" % n, costly[n % len(costly)]) for n in range(120)))
+    assert (len(batch.ids), len(bad), batch.position) == (0, 120, 120)
+
+
 @pytest.mark.parametrize(
     ("metadata", "reason"),
     [
@@ -215,10 +320,6 @@ def test_a_bad_earlier_record_does_not_hide_the_later_good_one() -> None:
     assert (batch.ids, batch.offsets.tolist(), len(bad)) == ([b"a"], [2], 1)
 
 
-JSON = b'{"vector":[1,2,3]}'
-OCTETS, JSON_TYPE = b"application/octet-stream", b"application/json"
-
-
 @pytest.mark.parametrize(
     ("format_", "value", "content_type", "good"),
     [
@@ -257,15 +358,64 @@ def test_a_raw_vector_may_start_with_a_brace() -> None:
     assert batch.vectors.tobytes() == value
 
 
-def test_a_value_of_exactly_the_raw_length_is_raw_under_auto() -> None:
-    value = b'{"vector":[12,34,56]}   '
-    assert len(value) == 24
-    batch, bad = decoded(message(1, b"a", value), dimension=6, metric="cosine")
-    vector = np.frombuffer(value, "<f4").astype(np.float64)
+def padded(value: bytes, length: int) -> bytes:
+    return value + b" " * (length - len(value))
+
+
+@pytest.mark.parametrize("before", [b"", b" ", b"\n", b"\t\r\n "])
+@pytest.mark.parametrize("others", [0, 50])
+def test_a_json_record_of_exactly_the_raw_length_is_json_under_auto(before: bytes, others: int) -> None:
+    dimension = 12
+    value = padded(before + b'{"vector": [1,2,3,4,5,6,7,8,9,10,11,12]}', 4 * dimension)
+    around = [upsert(n, b"%d" % n, [n + 1] * dimension) for n in range(others)]
+    batch, bad = decoded(*around, message(others, b"a", value), dimension=dimension)
+    assert (bad, len(value)) == ([], 48)
+    assert batch.vectors[-1].tolist() == list(range(1, 13))
+    assert batch.vectors[:-1, 0].tolist() == [n + 1 for n in range(others)]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b'{"vector": [1, 2, 3]',  # no object
+        b'{"victor": [1, 2, 3]}',  # not the field
+        b'[{"vector": [1, 2, 3]}]',
+        b"\x0b" + b'{"vector": [1, 2, 3]}',  # a vertical tab is no white space in JSON
+        b'{"vector": [1, 2, 3]}\0',
+        b'{"vector": ' + b"[" * 200 + b"]" * 200 + b"}",  # deeper than is parsed
+    ],
+)
+def test_a_value_of_exactly_the_raw_length_that_is_no_json_record_is_raw_under_auto(value: bytes) -> None:
+    dimension = -(-len(value) // 4)
+    value = padded(value, 4 * dimension)
+    batch, bad = decoded(message(1, b"a", value), dimension=dimension, metric="cosine")
     assert bad == []
-    assert np.allclose(batch.vectors[0], vector / np.linalg.norm(vector))
-    batch, _ = decoded(message(1, b"a", value))
-    assert batch.vectors.tolist() == [[12, 34, 56]]
+    as_raw, _ = decoded(message(1, b"a", value), dimension=dimension, metric="cosine", format="raw")
+    assert batch.digests.tolist() == as_raw.digests.tolist()
+
+
+@pytest.mark.parametrize("metadata", [None, b'{"a": 1}'])
+def test_a_raw_vector_whose_bytes_read_as_json_is_raw_with_the_headers_of_our_writers(metadata: bytes | None) -> None:
+    value = padded(b'{"vector": [1, 2]}', 20)
+    cosine = {"dimension": 5, "metric": "cosine"}
+    headers = headers_beside(value, metadata, collection(**cosine))
+    batch, bad = decoded(message(1, b"a", value, headers), **cosine)
+    assert (bad, batch.ids, batch.metadata) == ([], [b"a"], [metadata])
+    assert the_bad_one(message(1, b"a", value), **cosine) == "dimension"
+    assert headers_beside(raw_bytes([1] * 5), metadata, collection(**cosine)) == headers[:-1]
+
+
+def test_an_object_with_a_bad_vector_is_bad_also_at_the_raw_length() -> None:
+    assert the_bad_one(message(1, b"a", padded(b'{"vector": "AAAA"}', 24)), dimension=6) == "decode"
+    assert the_bad_one(message(1, b"a", padded(b'{"vector": [1, 2]}', 24)), dimension=6) == "dimension"
+
+
+def test_a_raw_vector_may_start_with_any_two_bytes() -> None:
+    rest = raw_bytes([1, 2])
+    messages = [message(n, b"%d" % n, n.to_bytes(2, "big") + b"\1\2" + rest) for n in range(65_536)]
+    batch, bad = decoded(*messages)
+    assert bad == []
+    assert len(batch.ids) == 65_536
 
 
 def test_metadata_is_kept_as_it_was_written() -> None:

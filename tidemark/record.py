@@ -8,36 +8,32 @@ Knows nothing of consumers, topics or segments. Next: `view.py`, which applies a
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import Literal, Protocol
+from typing import NoReturn, Protocol
 
-import msgspec
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from tidemark import json_value
 from tidemark.collection import Collection, Metric
-from tidemark.json_text import why_not_json
+from tidemark.refusal import WHITE_SPACE, Reason, Refused, length_seen, text_seen
 
 KEY_BYTES_MAX = 1024
-METADATA_BYTES_MAX = 64 * 1024
 # The squared distance of two such vectors is still far inside float32 (3.4e38). Beyond it a distance is infinite:
 # the row could never be answered, and k-means gives up over it (l2 and ip; cosine normalises first).
 SQUARED_NORM_MAX = 1e36
-Reason = Literal["no_key", "bad_key", "decode", "dimension", "not_finite", "zero_norm", "too_large"]
-REASONS: tuple[Reason, ...] = (
-    "no_key",
-    "bad_key",
-    "decode",
-    "dimension",
-    "not_finite",
-    "zero_norm",
-    "too_large",
-)
 _JSON_CONTENT = re.compile(rb"\s*application/([\w.+-]+\+)?json\b", re.IGNORECASE)
 
 Headers = list[tuple[str, bytes | None]]
+# Stands for headers of which a name is not UTF-8: the client raises for them.
+_UNREADABLE: Headers = [("", None)]
+# By the first two bytes of a value as a little-endian number: white space before a brace or after it, or {".
+_MAY_OPEN_JSON = np.zeros((256, 256), np.bool_)  # second byte, first byte
+_MAY_OPEN_JSON[np.ix_(list(WHITE_SPACE + b"{"), list(WHITE_SPACE))] = True
+_MAY_OPEN_JSON[list(WHITE_SPACE + b'"'), ord("{")] = True
+_MAY_OPEN_JSON.shape = (65_536,)
 
 
 class Message(Protocol):
@@ -53,11 +49,17 @@ class Message(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BadRecord:
-    """A message that could not be decoded, and why."""
+    """A message that could not be decoded, and why.
+
+    `headers` are the message's own, None when they cannot be read. Ask here, never the message: after it has
+    raised once for a name that is not UTF-8, confluent-kafka's `headers()` hands out tuples that hold null
+    pointers, and touching one ends the process.
+    """
 
     message: Message
     reason: Reason
     detail: str
+    headers: Headers | None = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +88,6 @@ class Batch:
     deletes: int
 
 
-class _JsonValue(msgspec.Struct):
-    vector: list[float]
-    metadata: msgspec.Raw = msgspec.Raw()
-
-
-_decode_json = msgspec.json.Decoder(_JsonValue).decode
-_decode_object = msgspec.json.Decoder(dict[str, object]).decode
 _hash = xxhash.xxh3_64_intdigest
 
 
@@ -134,7 +129,9 @@ class _Decoder:
         self.kind = type(self.last)  # its methods are mapped unbound: half the time of a loop in Python
         self.keys = list(map(self.kind.key, messages))
         self.values = list(map(self.kind.value, messages))
+        self.headers: list[Headers | None] | None = None
         self.metadata: list[bytes | None] | None = None
+        self.joined: bytes | None = None  # the values of the upserts one after the other, while they stand as they are
 
     def batch(self) -> Batch:
         self._drop_bad_keys()
@@ -184,12 +181,17 @@ class _Decoder:
         self.messages = [self.messages[row] for row in rows]
         self.keys = [self.keys[row] for row in rows]
         self.values = [self.values[row] for row in rows]
+        self.joined = None
+        if self.headers is not None:
+            self.headers = [self.headers[row] for row in rows]
         if self.metadata is not None:
             self.metadata = [self.metadata[row] for row in rows]
 
     def _refuse(self, refused: dict[int, tuple[Reason, str]]) -> None:
         for row, (reason, detail) in sorted(refused.items()):
-            self.bad.append(BadRecord(self.messages[row], reason, detail))
+            message = self.messages[row]
+            headers = _headers_of([message], self.kind)[0] if self.headers is None else self.headers[row]
+            self.bad.append(BadRecord(message, reason, detail, None if headers is _UNREADABLE else headers or []))
         self._keep([row for row in range(len(self.keys)) if row not in refused])
 
     def _keys_are_plain(self) -> bool:
@@ -234,37 +236,59 @@ class _Decoder:
         if self.metadata is not None:
             return
         metadata: list[bytes | None] = [None] * len(self.values)
+        if self.collection.format != "json":  # there nothing but the value counts
+            self.headers = _headers_of(self.messages, self.kind)
+            if not any(self.headers) and self._values_are_plain():
+                self.metadata = metadata
+                return
+        headers = self.headers or [None] * len(self.values)
         refused: dict[int, tuple[Reason, str]] = {}
-        headers = list(map(self.kind.headers, self.messages))
-        plain = self.collection.format != "json" and not any(headers)
-        if plain and set(map(len, self._written())) <= {self.collection.row_bytes}:
-            self.metadata = metadata
-            return
         for row, value in enumerate(self.values):
             if value is None:
                 continue
             try:
-                self.values[row], metadata[row] = self._read_value(value, headers[row] or [])
-            except _Refused as refusal:
+                self.values[row], metadata[row] = self._read_value(value, headers[row])
+            except Refused as refusal:
                 refused[row] = (refusal.reason, str(refusal))
-        self.metadata = metadata
+        self.metadata, self.joined = metadata, None
         if refused:
             self._refuse(refused)
 
-    def _read_value(self, value: bytes, headers: Headers) -> tuple[bytes, bytes | None]:
-        expected = self.collection.row_bytes
-        named = dict(headers)
-        if self._is_json(value, named):
-            return self._read_json(value)
-        if len(value) != expected:
-            raise _Refused(
-                "dimension",
-                f"the value has {len(value)} bytes, {expected} are {self.collection.dimension} float32",
+    def _values_are_plain(self) -> bool:
+        """Whether every value is raw; one in 2,000 of random floats starts like JSON and takes a second look."""
+        written, size = self._written(), self.collection.row_bytes
+        if not set(map(len, written)) <= {size}:
+            return False
+        self.joined = joined = b"".join(written)
+        if self.collection.format == "raw":
+            return True
+        rows = np.flatnonzero(_MAY_OPEN_JSON[np.frombuffer(joined, "<u2")[:: size // 2]])
+        return not any(json_value.is_record(written[row]) for row in rows)
+
+    def _read_value(self, value: bytes, headers: Headers | None) -> tuple[bytes, bytes | None]:
+        if headers is _UNREADABLE:
+            raise Refused(
+                "decode",
+                "the name of a header is not UTF-8, so no header can be read, and metadata or content-type may be "
+                "among them: write header names as UTF-8",
             )
+        named = dict(headers or [])
+        if self._is_json(value, named):
+            return json_value.read(value, self.collection.dimension)
+        if len(value) != self.collection.row_bytes:
+            self._refuse_length(value)
         metadata = named.get("metadata")
         if metadata is not None:
-            _check_metadata(metadata)
+            json_value.check_metadata(metadata)
         return value, metadata
+
+    def _refuse_length(self, value: bytes) -> NoReturn:
+        collection = self.collection
+        if (seen := text_seen(value)) is None:
+            raise Refused("dimension", length_seen(value, collection.row_bytes, collection.dimension))
+        says = f'collection {collection.name!r} has format = "raw"' if collection.format == "raw" else None
+        says = says or ("its content-type says that it is not JSON" if json_value.opens_object(value) else None)
+        raise Refused("decode", f"{seen}; {says}" if says else seen)
 
     def _is_json(self, value: bytes, headers: dict[str, bytes | None]) -> bool:
         if self.collection.format != "auto":
@@ -272,29 +296,14 @@ class _Decoder:
         content = headers.get("content-type")
         if content:
             return bool(_JSON_CONTENT.match(content))
-        return len(value) != self.collection.row_bytes and value.lstrip()[:1] == b"{"
-
-    def _read_json(self, value: bytes) -> tuple[bytes, bytes | None]:
-        try:
-            decoded = _decode_json(value)
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-            raise _Refused("decode", f"not a JSON record: {why_not_json(value, error)}") from None
-        if len(decoded.vector) != self.collection.dimension:
-            raise _Refused(
-                "dimension",
-                f"the vector has {len(decoded.vector)} numbers, "
-                f"the collection's dimension is {self.collection.dimension}",
-            )
-        written = bytes(decoded.metadata)
-        metadata = None if written in (b"", b"null") else written
-        if metadata is not None:
-            _check_metadata(metadata)
-        with np.errstate(over="ignore"):
-            return np.asarray(decoded.vector, dtype=np.float64).astype("<f4").tobytes(), metadata
+        if len(value) == self.collection.row_bytes:
+            return json_value.is_record(value)
+        return json_value.opens_object(value)
 
     def _matrix_of_good_rows(self) -> NDArray[np.float32]:
         """float32 (n, dimension) of the upserts; rows that are not finite or have no direction are refused."""
-        matrix = np.frombuffer(b"".join(self._written()), dtype="<f4").reshape(-1, self.collection.dimension)
+        joined = b"".join(self._written()) if self.joined is None else self.joined
+        matrix = np.frombuffer(joined, dtype="<f4").reshape(-1, self.collection.dimension)
         bad = ~self._are_measurable(matrix)
         zero = np.zeros(len(matrix), np.bool_)
         if self.collection.metric == "cosine":
@@ -340,10 +349,27 @@ def first_unmeasurable(vectors: NDArray[np.float32], metric: Metric) -> tuple[in
     return row, f"the vector's squared length is beyond {SQUARED_NORM_MAX:g}: distances would be infinite"
 
 
-class _Refused(Exception):
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
+def _headers_of(messages: Sequence[Message], kind: type[Message]) -> list[Headers | None]:
+    """Each message's headers, asked for once; `_UNREADABLE` where the client raises (see BadRecord)."""
+    found: list[Headers | None] = []
+    read = map(kind.headers, messages)
+    while len(found) < len(messages):
+        try:
+            found.extend(read)  # keeps what came before an error
+        except Exception:
+            found.append(_UNREADABLE)
+    return found
+
+
+def headers_beside(value: bytes | None, metadata: bytes | None, collection: Collection) -> Headers:
+    """The headers that a writer puts beside a value: its metadata, and what keeps it from being read as JSON.
+
+    A `raw` value has no content-type otherwise, because a batch without headers is decoded fastest.
+    """
+    headers: Headers = [] if metadata is None else [("metadata", metadata)]
+    if collection.format == "auto" and value is not None and json_value.is_record(value):
+        headers.append(("content-type", b"application/octet-stream"))
+    return headers
 
 
 def next_position(message: Message) -> int:
@@ -365,12 +391,3 @@ def _is_utf8(key: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _check_metadata(metadata: bytes) -> None:
-    if len(metadata) > METADATA_BYTES_MAX:
-        raise _Refused("too_large", f"the metadata has {len(metadata)} bytes, at most {METADATA_BYTES_MAX}")
-    try:
-        _decode_object(metadata)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise _Refused("decode", f"the metadata is not a JSON object: {why_not_json(metadata, error)}") from None
