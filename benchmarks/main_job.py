@@ -23,7 +23,8 @@ import numpy as np
 from confluent_kafka import Consumer, Producer, TopicPartition
 from numpy.typing import NDArray
 
-from benchmarks import churn, growth, machine, sift, visibility
+from benchmarks import backlog, churn, growth, machine, sift, visibility
+from benchmarks.backlog import stop
 from benchmarks.client import SearchClient, connected
 from benchmarks.clients import Clients
 from benchmarks.report import report
@@ -76,7 +77,7 @@ class Run:
         environment = {**os.environ, **settings}
         command += ["--dies-with-parent", str(os.getpid())]
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-        self._stack.callback(_stop, process)
+        self._stack.callback(stop, process)
         return process
 
     def client(self) -> SearchClient:
@@ -89,7 +90,7 @@ class Run:
         api = self.start("api")
         self._wait_until_ready(self._port).close()
         self.figures["empty_private_rss_mb"] = machine.private_rss_mb(api.pid)
-        _stop(api)
+        stop(api)
 
     def produce_backlog(self) -> None:
         producer = Producer({"queue.buffering.max.messages": 1_000_000, **producer_settings(self._settings.kafka)})
@@ -128,24 +129,10 @@ class Run:
         """From the last answer without any row to all rows searchable, then to all rows in built segments."""
         self._consumer = self.start("consumer")
         self._api = self.start("api")
-        client = connected(self._port, "sift")
-        started, searchable = time.perf_counter(), 0.0
-        while True:
-            asked = time.perf_counter()
-            lag = client.get("/collections/sift/lag")
-            now = time.perf_counter()
-            applied = sum(partition["applied_position"] or 0 for partition in lag["partitions"])
-            if not applied:
-                started = asked  # nothing was searchable yet when this was answered
-            if not searchable and applied >= self.rows:
-                searchable = now
-                self.figures["searchable_per_s"] = applied / (now - started)
-            if searchable and lag["unbuilt_rows"] == 0 and _checkpointed(lag) >= self.rows:
-                self.figures["built_per_s"] = applied / (now - started)
-                break
-            time.sleep(0.01 if not searchable else 0.1)
+        client, figures = connected(self._port, "sift"), self.figures
+        rates = backlog.watch(client, "sift", self.rows)
         client.close()
-        figures = self.figures
+        figures["searchable_per_s"], figures["built_per_s"] = rates.searchable_per_s, rates.built_per_s
         figures["searchable_over_consume"] = figures["searchable_per_s"] / figures["bare_consume_per_s"]
 
     def _wait_until_ready(self, port: int) -> SearchClient:
@@ -213,7 +200,7 @@ class Run:
             clients.wait()
             clients.start(self.seconds)
             found = clients.wait()
-        _stop(api)
+        stop(api)
         cores, figures = os.cpu_count() or 1, self.figures
         figures["http_qps_8_clients"] = sum(each.searches / each.seconds for each in found)
         figures["http_8_over_cores"] = figures["http_qps_8_clients"] / (cores * figures["faiss_qps"])
@@ -236,8 +223,8 @@ class Run:
         assert self._kafka.pid is not None
         machine.keep_to(self._kafka.pid, others)
         rest = ",".join(map(str, others))
-        _stop(self._api)
-        _stop(self._consumer)
+        stop(self._api)
+        stop(self._consumer)
         self._consumer = self.start("consumer", TIDEMARK_CONSUMER__CPUS=rest)
         self._api = self.start("api", TIDEMARK_API__CPUS=str(first), TIDEMARK_API__FOLLOWER_CPUS=rest)
         client = self._wait_until_ready(self._port)
@@ -285,7 +272,7 @@ class Run:
     def restart(self) -> None:
         """Right after ingestion, while the builder is at work and a checkpoint's rows are read again; then settled."""
         for name in ("ready_after_ingest_s", "ready_s"):
-            _stop(self._api)
+            stop(self._api)
             started = time.perf_counter()
             self._api = self.start("api")
             client = self._wait_until_ready(self._port)
@@ -297,6 +284,13 @@ class Run:
         figures = self.figures
         figures["private_rss_mb"] = machine.private_rss_mb(self._api.pid) - figures["empty_private_rss_mb"]
         figures["rss_mb"] = machine.rss_mb(self._api.pid)
+
+    def backlogs(self) -> None:
+        """Backlogs beyond the caps, on topics of their own; last, because all services of the other parts end."""
+        stop(self._api)
+        stop(self._consumer)
+        large = self.rows >= 1_000_000
+        self.figures |= backlog.figures(self._kafka, self._directory / "backlogs", min(50_000, self.rows // 10), large)
 
 
 def recall_of_text() -> float:
@@ -318,18 +312,8 @@ def recall_of_churn() -> float:
     return min(step["recall"] for step in steps)
 
 
-def _checkpointed(lag: dict[str, Any]) -> int:
-    return sum(partition["checkpointed_position"] or 0 for partition in lag["partitions"])
-
-
 def _percentiles(milliseconds: Any) -> tuple[float, float]:
     return float(np.percentile(milliseconds, 50)), float(np.percentile(milliseconds, 99))
-
-
-def _stop(process: "subprocess.Popen[bytes]") -> None:
-    if process.poll() is None:
-        process.terminate()
-        process.wait(30)
 
 
 def main() -> None:
@@ -346,7 +330,7 @@ def main() -> None:
             _timed(part)
         for part in (run.search_raw, run.saturate, run.visibility, run.settle, run.search_under_ingest):
             _timed(part)
-        for part in (run.restart, run.search_under_ingest_apart):
+        for part in (run.restart, run.search_under_ingest_apart, run.backlogs):
             _timed(part)
         run.figures["recall_text"] = recall_of_text()
     if not arguments.quick:

@@ -1,0 +1,186 @@
+"""Backlogs beyond the bounds of consumer and replica: taken in whole, with every kind of index, and how fast.
+
+Part of `make bench`: three times `consumer.unbuilt_rows_max` with a small cap for each kind, and three million rows
+with the caps as they are. Those are 2.5 million distinct rows of SIFT, of which the first half million comes again
+under new ids. By itself, `python -m benchmarks.backlog --rows 1000000 --partitions 12`, also for many partitions.
+Nothing goes on for long here: whoever stands still ends the run with an error that says where.
+"""
+
+import argparse
+import math
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from confluent_kafka import Producer
+
+from benchmarks import machine, sift
+from benchmarks.client import SearchClient, connected
+from cli.local_kafka import LocalKafka
+from cli.ports import free_port
+from tidemark import service
+from tidemark.collection import IndexKind, IndexParameters
+from tidemark.kafka_settings import producer_settings
+from tidemark.settings import load
+from tidemark.topic import Topics
+
+ROWS, DISTINCT = 3_000_000, 2_500_000
+CAPS = 3  # a backlog is so many times its cap
+# A merge of a million rows takes 15 s on two cores that it shares.
+STILL_S_MAX = 180.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Rows a second: from the last answer without any row to all searchable, and to all in segments with an index."""
+
+    searchable_per_s: float
+    built_per_s: float
+
+
+def watch(client: SearchClient, collection: str, rows: int, kind: IndexKind = "ivfpq") -> Rates:
+    """Wait until so many rows, one an offset, are searchable and built; raises RuntimeError when nothing moves.
+
+    Without an index (kind flat) rows count as built when a checkpoint has them; so do the last few of a partition.
+    """
+    started = moved = time.perf_counter()
+    searchable, known = 0.0, None
+    while True:
+        asked = time.perf_counter()
+        lag = client.get(f"/collections/{collection}/lag")
+        now = time.perf_counter()
+        applied, checkpointed = (_sum(lag, name) for name in ("applied_position", "checkpointed_position"))
+        if not applied:
+            started = asked  # nothing was searchable yet when this was answered
+        if not searchable and applied >= rows:
+            searchable = now
+        few = math.inf if kind == "flat" else IndexParameters().ann_rows_min * len(lag["partitions"])
+        if searchable and checkpointed >= rows and lag["unbuilt_rows"] < few:
+            return Rates(applied / (searchable - started), applied / (now - started))
+        state = (applied, checkpointed, lag["unbuilt_rows"])
+        if state != known:
+            known, moved = state, now
+        if now - moved > STILL_S_MAX:
+            raise RuntimeError(
+                f"{collection}: nothing has moved for {STILL_S_MAX:.0f} s: of {rows} rows {applied} are searchable, "
+                f"{checkpointed} in a checkpoint, {lag['unbuilt_rows']} without an index"
+            )
+        time.sleep(0.01 if not searchable else 0.1)
+
+
+def _sum(lag: dict[str, Any], name: str) -> int:
+    return sum(partition[name] or 0 for partition in lag["partitions"])
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """A topic of `rows` rows before any service runs. `cap`: of rows without an index, in consumer and replica."""
+
+    rows: int
+    kind: IndexKind = "ivfpq"
+    cap: int | None = None
+    partitions: int = 1
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}-{self.rows}-{self.partitions}"
+
+    @contextmanager
+    def taken_in(self, data: sift.Sift, kafka: LocalKafka, directory: Path) -> Iterator[tuple[SearchClient, Rates]]:
+        """The rates at which the real services took it in, which still run until the context ends."""
+        directory.mkdir(parents=True)
+        port, path = free_port(), directory / "tidemark.toml"
+        path.write_text(self._configuration(kafka, directory, port))
+        settings = load(path)
+        Topics(settings.kafka).create(self.name, self.partitions)
+        Topics(settings.kafka).create(f"{self.name}.dead-letters", 1)
+        self._produce(Producer({"queue.buffering.max.messages": 1_000_000, **producer_settings(settings.kafka)}), data)
+        with ExitStack() as stack:
+            for module in ("consumer", "api"):
+                log = stack.enter_context((directory / f"{module}.log").open("wb"))
+                command = service.python(module, "--config", str(path), "--dies-with-parent", str(os.getpid()))
+                process = subprocess.Popen(command, stdout=log, stderr=log)
+                stack.callback(stop, process)
+            client = connected(port, self.name)
+            stack.callback(client.close)
+            yield client, watch(client, self.name, self.rows, self.kind)
+
+    def _configuration(self, kafka: LocalKafka, directory: Path, port: int) -> str:
+        unbuilt, tail = (f"{name} = {self.cap}\n" if self.cap else "" for name in ("unbuilt_rows_max", "tail_rows_max"))
+        checkpoint = f"rows = {self.cap // 4}\n" if self.cap else ""
+        return (
+            f'[kafka]\nbootstrap.servers = "{kafka.bootstrap_servers}"\n'
+            f'[checkpoint]\nurl = "{(directory / "checkpoints").as_uri()}"\n{checkpoint}'
+            f'[consumer]\nport = 0\ngroup = "{self.name}"\n{unbuilt}[api]\nport = {port}\n{tail}'
+            f'[collections.{self.name}]\ndimension = {sift.DIMENSION}\nmetric = "l2"\nformat = "raw"\n'
+            f'index = {{ kind = "{self.kind}" }}\n'
+        )
+
+    def _produce(self, producer: Producer, data: sift.Sift) -> None:
+        for row in range(self.rows):
+            while True:
+                try:
+                    producer.produce(self.name, data.base[row % len(data.base)].tobytes(), f"b{row}")
+                    break
+                except BufferError:
+                    producer.poll(0.1)
+            if row % 1_000 == 0:
+                producer.poll(0)
+        producer.flush()
+
+
+def figures(kafka: LocalKafka, directory: Path, cap: int, large: bool) -> dict[str, float]:
+    """The lines of `make bench`; `large`: with the three million rows, which take some minutes."""
+    found: dict[str, float] = {}
+    for kind in get_args(IndexKind):
+        small = Backlog(CAPS * cap, kind, cap)
+        with small.taken_in(sift.load(small.rows), kafka, directory / f"small-{kind}") as (_, rates):
+            found[f"backlog_{kind}_built_per_s"] = rates.built_per_s
+    if large:
+        with Backlog(ROWS).taken_in(sift.load(DISTINCT), kafka, directory / "large") as (_, rates):
+            found["backlog_3m_searchable_per_s"] = rates.searchable_per_s
+            found["backlog_3m_built_per_s"] = rates.built_per_s
+    return found
+
+
+def stop(process: "subprocess.Popen[bytes]") -> None:
+    if process.poll() is None:
+        process.terminate()
+        process.wait(30)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=ROWS)
+    parser.add_argument("--kind", choices=get_args(IndexKind), default="ivfpq")
+    parser.add_argument("--cap", type=int, help="of rows without an index; the settings' defaults if not given")
+    parser.add_argument("--partitions", type=int, default=1)
+    options = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    backlog = Backlog(options.rows, options.kind, options.cap, options.partitions)
+    data = sift.load(min(options.rows, DISTINCT))
+    with (
+        tempfile.TemporaryDirectory(prefix="tidemark-backlog-") as path,
+        LocalKafka(Path(path) / "kafka") as kafka,
+        backlog.taken_in(data, kafka, Path(path) / "run") as (client, rates),
+    ):
+        latencies, _ = client.measure(data.queries, 5.0)
+    p50, p99 = np.percentile(latencies, (50, 99)).tolist()
+    print(f"\n{machine.heading(machine.describe(seed=0))}; seed 0\n")
+    print("| rows | kind | cap | partitions | searchable /s | built /s | search p50 ms | p99 ms |")
+    print("|---|---|---|---|---|---|---|---|")
+    print(
+        f"| {backlog.rows:,} | {backlog.kind} | {backlog.cap or 'default'} | {backlog.partitions} "
+        f"| {rates.searchable_per_s:,.0f} | {rates.built_per_s:,.0f} | {p50:.2f} | {p99:.2f} |"
+    )
+
+
+if __name__ == "__main__":
+    main()
