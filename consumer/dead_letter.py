@@ -46,7 +46,7 @@ _REMEDIES = {
     KafkaError.INVALID_TIMESTAMP: "set the clock of this machine or the topic's message.timestamp.* settings",
     KafkaError.POLICY_VIOLATION: "mend the brokers' policy for this topic",
 }
-_REMEDY_OTHERWISE = "see that the brokers are up and that the topic has a leader"
+_REMEDY_OTHERWISE = "see that the brokers are up, that the topic has a leader, and what the brokers' logs say"
 
 
 @dataclass(slots=True)
@@ -67,7 +67,7 @@ class DeadLetters:
         self._group = group
         self._batching = Producer(self._settings)
         # Made when first needed. A broker's limit holds for a whole batch, and one message a batch is 25 times
-        # slower (8,000 letters/s against 210,000, 100-byte values, 2 cores), so only what was refused goes this way.
+        # slower (8,000 messages/s against 210,000, 100-byte values, 2 cores), so only what was refused goes this way.
         self._single: Producer | None = None
         self._sources: dict[Source, _Unacknowledged] = {}
         self._ready: deque[Letter] = deque()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 from hypothesis import given
 from hypothesis import strategies as st
@@ -97,13 +97,11 @@ def test_unreadable_headers_matter_only_where_they_decide_something(format_: str
     assert format_ == "json" or "the name of a header is not UTF-8" in bad[-1].detail
 
 
-def _allow_any(deployed: Deployment) -> None:
-    """Any timestamp, and batches of several large records."""
-    allowed = {"message.timestamp.after.max.ms": 2**63 - 1, "max.message.bytes": 50_000_000}
+def _configure(deployed: Deployment, topic: str, settings: dict[str, int]) -> None:
     entries = [
-        ConfigEntry(name, str(value), incremental_operation=AlterConfigOpType.SET) for name, value in allowed.items()
+        ConfigEntry(name, str(value), incremental_operation=AlterConfigOpType.SET) for name, value in settings.items()
     ]
-    resource = ConfigResource(ResourceType.TOPIC, deployed.topic, incremental_configs=entries)
+    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
     admin = AdminClient({"bootstrap.servers": deployed.bootstrap_servers})
     admin.incremental_alter_configs([resource])[resource].result()
 
@@ -138,7 +136,7 @@ def _letters(deployed: Deployment, count: int) -> dict[int, Any]:
 @pytest.mark.kafka
 def test_any_records_through_kafka_are_searched_or_in_the_dead_letter_topic(deploy: MakeDeployment) -> None:
     deployed = deploy(**{"collections.docs": {"dimension": DIMENSION, "metric": "l2"}})
-    _allow_any(deployed)
+    _configure(deployed, deployed.topic, {"message.timestamp.after.max.ms": 2**63 - 1, "max.message.bytes": 50_000_000})
     generator = Random(random.getrandbits(64))  # pytest-randomly seeds it and prints the seed
     cases = [any_case(generator) for _ in range(400)]
     consumer = deployed.start("consumer")
@@ -173,16 +171,24 @@ def _check_letter(letter: Any, record: RawRecord) -> None:
 
 
 @pytest.mark.kafka
-def test_a_megabyte_of_headers_and_a_huge_record_reach_the_dead_letter_topic_cut(deploy: MakeDeployment) -> None:
+def test_records_beyond_what_the_dead_letter_topic_takes_are_cut_and_the_next_is_read(deploy: MakeDeployment) -> None:
     deployed = deploy()
+    _configure(deployed, deployed.topic, {"max.message.bytes": 40_000_000})
+    _configure(deployed, f"{deployed.topic}.dead-letters", {"max.message.bytes": 20_000})
+    many = [(b"h%d" % number, b"x" * 900) for number in range(1_000)]
     good = RawRecord(b"good", np.ones(DIMENSION, "<f4").tobytes())
-    many = [(b"h%d" % n, b"x" * 900) for n in range(1_000)]
-    records = [RawRecord(b"a", b"bad", many), RawRecord(None, b"v" * 1_040_000), good]
-    deployed.start("consumer")
-    for record in records:
+    for record in (RawRecord(b"a", b"bad", many), RawRecord(None, b"v" * 200_000), RawRecord(b"k" * 200_000, None)):
         produce(deployed.bootstrap_servers, deployed.topic, [record])
+    producer = Producer({"bootstrap.servers": deployed.bootstrap_servers, "message.max.bytes": 40_000_000})
+    producer.produce(deployed.topic, bytes(12_000_000), b"huge")
+    assert producer.flush(30) == 0
+    produce(deployed.bootstrap_servers, deployed.topic, [good])
+    consumer = deployed.start("consumer")
     deployed.wait_until_checkpointed()
-    letters = _letters(deployed, 2)
+    letters = _letters(deployed, 4)
+    assert {dict(letter.headers())["tidemark.truncated"] for letter in letters.values()} == {b"true"}
     assert letters[0].value() == b"bad" and dict(letters[0].headers())["h0"] == b"x" * 900
-    assert letters[1].value() == b"v" * 1_040_000 or b"v" * 100_000 in letters[1].value()
+    assert len(letters[1].value()) > 3_000 and len(letters[3].value()) > 3_000
+    assert letters[2].key() == b"k" * 1024 and letters[2].value() == b""
     assert searcher.get([opened(deployed)], b"good") is not None
+    assert consumer.process.poll() is None
