@@ -1,8 +1,10 @@
 """Fixtures: one real broker for the whole run, and a deployment per test."""
 
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +59,12 @@ def tidemark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         return int(ended.value.code or 0), output.out, output.err
 
     return run
+
+
+@pytest.fixture
+def new_root() -> Iterator[Callable[[], Path]]:
+    """A new directory each time, in memory where there is such a place: many orders, and no power loss among them."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as directory:
+        numbers = count()
+        yield lambda: Path(directory) / str(next(numbers))

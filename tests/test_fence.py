@@ -1,10 +1,8 @@
 """Two writers of one partition: whatever is done first, one of them owns it and nothing of the owner's is damaged."""
 
-import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 
 import pytest
@@ -101,15 +99,6 @@ def _assert_whole(root: Path, writers: list[Writer]) -> None:
     expected.view.open((), 0, -1, 0)
     expected.apply(view.position)
     assert (view.digest, view.live_rows) == (expected.view.digest, expected.view.live_rows)
-
-
-@pytest.fixture
-def new_root() -> Iterator[Callable[[], Path]]:
-    """A new directory each time, in memory where there is such a place: many orders, and no power loss among them."""
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as directory:
-        numbers = count()
-        yield lambda: Path(directory) / str(next(numbers))
 
 
 def test_an_owner_that_slept_while_its_next_versions_became_free_publishes_nothing(tmp_path: Path) -> None:

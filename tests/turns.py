@@ -1,16 +1,17 @@
 """Runs functions in threads that use the disk one at a time, in an order given: every interleaving can be tried.
 
-A step ends where a thread is about to list a directory, to make a mark or to link a name; a test names who goes next.
+A step ends where a thread is about to do an operation of a kind that the test names; the test says who goes next.
 """
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from itertools import combinations
 from pathlib import Path
 
 from tidemark import files
 
-STEPS = ("listing", "creating", "link")
+# What a claim and a publication do to the directory that others can see, and where they look at others.
+CLAIMS = ("listing", "creating", "link")
 
 
 class _Worker:
@@ -38,14 +39,14 @@ class _Worker:
             self.waits.acquire()
 
 
-def run(functions: list[Callable[[], object]], order: Iterable[int]) -> list[int]:
+def run(functions: list[Callable[[], object]], order: Iterable[int], kinds: Collection[str] = CLAIMS) -> list[int]:
     """Take one step of the function with each number in turn, then all to their ends; how many steps each took."""
     workers = [_Worker(function) for function in functions]
     by_thread = {worker.thread: worker for worker in workers}
 
     def before(operation: str, _path: Path) -> None:
         worker = by_thread.get(threading.current_thread())
-        if worker is not None and operation in STEPS:
+        if worker is not None and operation in kinds:
             worker.waits.release()
             worker.go.acquire()
 
