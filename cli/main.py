@@ -184,6 +184,25 @@ def lag(
 
 
 @app.command()
+def doctor(
+    collection: Annotated[str | None, typer.Argument(help="One collection; default: all.")] = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Say which copies of doubled ids to delete.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --repair: delete them.")] = False,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check the topics, the checkpoints and where ids are, and say what to do; exit code 1 when something is wrong.
+
+    Example: tidemark doctor docs
+    """
+    from cli import run_files
+    from cli.doctor import run
+
+    if not run(run_files.settings(config), collection, repair, yes, as_json):
+        raise typer.Exit(exits.EXIT_NOT_FOUND)
+
+
+@app.command()
 def replay(
     collection: Collection,
     start: Annotated[str, typer.Option("--from", help="earliest, 0=120,1=7 (offsets) or a time.")] = "earliest",
