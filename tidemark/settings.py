@@ -77,7 +77,9 @@ class CheckpointSettings(_Table):
     url: str = Field("file:///var/lib/tidemark", description="where checkpoints are kept: file:///PATH")
     interval_s: float = Field(5.0, gt=0, description="seconds after which a record is in a checkpoint")
     rows: int = Field(131_072, gt=0, description="rows in memory after which a checkpoint is made")
-    grace_s: float = Field(60.0, ge=0, description="seconds an obsolete file is kept for readers")
+    grace_s: float = Field(
+        60.0, ge=0, description="seconds a manifest and its files are kept for readers after it became obsolete"
+    )
 
 
 class ConsumerSettings(_Table):
