@@ -120,9 +120,10 @@ class DeadLetters:
         found = self._sources.get(source)
         if found is None or not found.failed:
             return None
+        letters = "a dead letter" if len(found.failed) == 1 else f"{len(found.failed)} dead letters"
         return (
-            f"{len(found.failed)} dead letters could not be written to {found.reason}; they are sent again until "
-            "they are, and no checkpoint passes their records before"
+            f"{letters} could not be written to {found.reason}; sending goes on until they "
+            "are acknowledged, and no checkpoint passes their records before"
         )
 
     def forget(self, source: Source) -> None:

@@ -1,18 +1,34 @@
 """Dead letters against a real Kafka: topics that are missing, too small, compacted, and letters of any size."""
 
+import os
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, Message, TopicPartition
-from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
+from confluent_kafka.admin import (
+    AclBinding,
+    AclBindingFilter,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewTopic,
+    ResourcePatternType,
+    ResourceType,
+)
 
+from cli.local_kafka import LocalKafka
 from consumer import dead_letter
 from consumer.dead_letter import DeadLetters
 from tests.messages import message
 from tests.services import wait_until
 from tidemark.record import BadRecord, Headers
+from tidemark.topic import Topics
 
 pytestmark = pytest.mark.kafka
 
@@ -255,3 +271,54 @@ def test_what_is_forgotten_is_not_sent_again_nor_counted_when_its_answer_comes_l
     letters.forget(SOURCE)
     assert acknowledged(letters)
     assert {named(letter)["__connect.errors.offset"] for letter in read(topic, 2)} == {b"1", b"2"}
+
+
+@pytest.fixture(scope="module")
+def own_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalKafka]:
+    """A broker that may be stopped, with access rules; everybody may do what no rule forbids."""
+    rules = {
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "allow.everyone.if.no.acl.found": "true",
+    }
+    with LocalKafka(tmp_path_factory.mktemp("own"), fast_start=True, overrides=rules) as broker:
+        yield broker
+
+
+@pytest.fixture
+def hasty(own_broker: LocalKafka) -> Iterator[DeadLetters]:
+    made = DeadLetters({"bootstrap.servers": own_broker.bootstrap_servers, "message.timeout.ms": 1_000}, "g")
+    yield made
+    made.close()
+
+
+def test_letters_sent_while_the_broker_hangs_arrive_when_it_goes_on(own_broker: LocalKafka, hasty: DeadLetters) -> None:
+    Topics({"bootstrap.servers": own_broker.bootstrap_servers}).create("letters", 1)
+    hasty.send(bad(1), SOURCE, "letters")
+    assert acknowledged(hasty)
+    assert own_broker.pid is not None
+    os.kill(own_broker.pid, signal.SIGSTOP)
+    try:
+        for offset in range(20):
+            hasty.send(bad(offset), SOURCE, "letters")
+        assert "the brokers are up" in fails(hasty, SOURCE)
+        assert hasty.outstanding(SOURCE) == 20
+    finally:
+        os.kill(own_broker.pid, signal.SIGCONT)
+    assert acknowledged(hasty)
+    assert hasty.problem(SOURCE) is None
+
+
+def test_letters_for_a_topic_that_may_not_be_written_arrive_when_it_may(
+    own_broker: LocalKafka, hasty: DeadLetters
+) -> None:
+    Topics({"bootstrap.servers": own_broker.bootstrap_servers}).create("forbidden", 1)
+    admin = AdminClient({"bootstrap.servers": own_broker.bootstrap_servers})
+    rule = ("forbidden", ResourcePatternType.LITERAL, "User:ANONYMOUS", "*", AclOperation.WRITE)
+    forbids = AclBinding(ResourceType.TOPIC, *rule, AclPermissionType.DENY)
+    admin.create_acls([forbids])[forbids].result()
+    hasty.send(bad(), SOURCE, "forbidden")
+    assert "allow the consumer's Kafka user to write to it" in fails(hasty, SOURCE)
+    forbidding = AclBindingFilter(ResourceType.TOPIC, *rule, AclPermissionType.DENY)
+    admin.delete_acls([forbidding])[forbidding].result()
+    assert acknowledged(hasty)
+    assert hasty.problem(SOURCE) is None
