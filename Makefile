@@ -14,7 +14,7 @@ BIN := .venv/bin
 	@echo "installing the locked development packages"
 	@$(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python --require-hashes -r requirements-dev.lock && touch $@
 
-.PHONY: help setup up test lint format lock bench bench-quick bench-churn bench-growth bench-hot-paths bench-peers
+.PHONY: help setup up test lint format lock bench bench-quick bench-churn bench-growth bench-hot-paths bench-peers test-images
 setup: .venv/dev.stamp  ## make the environment in .venv, from the lock files
 
 up: .venv/run.stamp  ## start Kafka, the consumer and the api, load sample data, print a search to try
@@ -22,6 +22,12 @@ up: .venv/run.stamp  ## start Kafka, the consumer and the api, load sample data,
 
 test: .venv/dev.stamp  ## run every test against a real Kafka (under 10 minutes on 2 cores)
 	@$(BIN)/pytest
+
+.venv/images.stamp: .venv/dev.stamp deploy/test_images/requirements.txt
+	@$(BIN)/uv pip install -q --python $(BIN)/python --target .venv/images -r deploy/test_images/requirements.txt && touch $@
+
+test-images: .venv/images.stamp  ## build the image and run docker-compose.yml's services under podman (as root on Debian, 5 minutes)
+	@PYTHONPATH=.venv/images $(BIN)/python -m deploy.test_images
 
 lint: .venv/dev.stamp  ## ruff, mypy and the import rules
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports

@@ -51,3 +51,9 @@ def test_the_image_is_made_of_every_package_that_the_project_lists() -> None:
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     copied = re.findall(r"^COPY (\w+) \1$", (ROOT / "deploy" / "Dockerfile").read_text(), re.MULTILINE)
     assert sorted(copied) == sorted(packages)
+
+
+def test_the_image_and_the_compose_file_give_process_1_to_an_init() -> None:
+    """A Python has no handlers in its first tenth of a second; `make test-images` stops containers within it."""
+    assert 'ENTRYPOINT ["tini", "-s", "--", "tidemark"]' in (ROOT / "deploy" / "Dockerfile").read_text()
+    assert "  init: true\n" in (ROOT / "docker-compose.yml").read_text()
