@@ -22,10 +22,10 @@ import logging
 import resource
 import socket
 import sys
-import tempfile
 import threading
 from pathlib import Path
 
+from api import counts
 from api.workers import Told, Workers
 from tidemark.errors import BadConfiguration
 
@@ -47,8 +47,8 @@ def main() -> None:
     sys.setswitchinterval(SWITCH_S)
     stopping = service.stop_on_signals()
     _allow_many_files()
-    with tempfile.TemporaryDirectory(prefix="tidemark-metrics-") as metrics:
-        workers = Workers({"PROMETHEUS_MULTIPROC_DIR": metrics})
+    with counts.directory() as directory:
+        workers = Workers({"PROMETHEUS_MULTIPROC_DIR": str(directory)})
         try:
             _serve(workers, arguments.config, stopping)
         finally:

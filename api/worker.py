@@ -1,4 +1,4 @@
-"""`python -m api.worker PARENT_PID`: one HTTP worker of a replica, told by it on stdin what to serve.
+"""`python -m api.worker PARENT_PID NUMBER`: one HTTP worker of a replica, told by it on stdin what to serve.
 
 It only reads the replica's views, so no search waits for the thread that follows the log. FAISS is given one
 OpenMP thread per search before it is imported: with more, one query costs several times the CPU.
@@ -19,6 +19,7 @@ import uvicorn
 import uvloop  # noqa: F401
 
 from api.app import create_app
+from api.metrics import count_as
 from api.mirror import Replica
 from api.workers import Told
 from tidemark import service
@@ -38,6 +39,7 @@ def main() -> None:
     settings = load(told.config)
     service.log_to_stderr(settings.log_format)
     service.run_on(settings.api.cpus)
+    count_as(int(sys.argv[2]))
     replica = Replica(settings, Document(Region.open(told.replica)))
     config = uvicorn.Config(
         create_app(replica),

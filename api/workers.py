@@ -60,14 +60,14 @@ class Workers:
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = {**os.environ, **environment}
         self._tell: Callable[[], Told] | None = None
-        self._workers = [_Worker()]
+        self._workers = [_Worker(0)]
         self._workers[0].start(self._environment)
 
     def serve(self, count: int, tell: Callable[[], Told]) -> None:
         """`tell` makes what one worker is told, with a new socket."""
         self._tell = tell
         self._workers[0].tell(tell())
-        self._workers += [_Worker() for _ in range(count - 1)]
+        self._workers += [_Worker(number) for number in range(1, count)]
         self.turn()
 
     def turn(self) -> None:
@@ -95,7 +95,10 @@ class Workers:
 
 
 class _Worker:
-    def __init__(self) -> None:
+    """A place for a worker; the one that is started in place of another has its number."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
         self.process: subprocess.Popen[bytes] | None = None
         self.started_at = self.not_before = 0.0
         self._backoff_s = BACKOFF_S
@@ -105,7 +108,7 @@ class _Worker:
         self.started_at = time.monotonic()
         self._telling, told = socket.socketpair()
         with told:
-            command = service.python("api.worker", str(os.getpid()))
+            command = service.python("api.worker", str(os.getpid()), str(self._number))
             self.process = subprocess.Popen(command, stdin=told.fileno(), env=environment, process_group=0)
 
     @property
