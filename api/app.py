@@ -24,7 +24,7 @@ from api.edge import Edge
 from api.metrics import Metrics
 from api.mirror import Replica, Served
 from api.pages import page, record
-from api.search import Searches
+from api.search import Searches, name_missing
 from api.search_route import SEARCH_ROUTE, SearchRoute
 from api.writes import Writes
 from tidemark import __version__, errors
@@ -120,9 +120,9 @@ def _add_collections(app: FastAPI, replica: Replica, searches: Searches, writes:
         return _json({"positions": done, "records": len(asked.upserts) + len(asked.deletes)}, 202)
 
     @app.get("/collections/{c}/vectors/{id:path}", openapi_extra=_answer("Record"))
-    async def get(c: str, id: str) -> Response:
+    async def get(c: str, id: str, allow_partial: bool = False) -> Response:
         """One stored row by its id."""
-        return _json(record(served(c).follower, id))
+        return _json(record(served(c).follower, id, allow_partial))
 
     @app.get("/collections/{c}/vectors", openapi_extra=_answer("Page"))
     async def scan(
@@ -130,11 +130,12 @@ def _add_collections(app: FastAPI, replica: Replica, searches: Searches, writes:
         request: Request,
         cursor: str = "",
         limit: Annotated[int, Query(ge=1, le=schemas.PAGE_MAX)] = 100,
+        allow_partial: bool = False,
     ) -> Response:
         """Rows in the order of partition and offset, page by page."""
-        _refuse_unknown(request, {"cursor", "limit"})
+        _refuse_unknown(request, {"cursor", "limit", "allow_partial"})
         follower = served(c).follower
-        return await searches.in_pool(lambda: _json(page(follower, cursor, limit)))
+        return await searches.in_pool(lambda: _json(page(follower, cursor, limit, allow_partial)))
 
     @app.get("/collections/{c}")
     async def describe(c: str) -> Response:
@@ -156,7 +157,9 @@ def _refuse_unknown(request: Request, known: set[str]) -> None:
 
 def _description(served: Served) -> dict[str, Any]:
     collection, follower, target = served.collection, served.follower, served.recall_target
-    segments = [
+    follower.open_coming()
+    views = follower.served_views
+    segments: list[dict[str, Any]] = [
         {
             "partition": view.partition,
             "name": segment.name,
@@ -166,10 +169,10 @@ def _description(served: Served) -> dict[str, Any]:
             "recall": segment.entry.recall,
             "below_recall_target": segment.is_built and segment.entry.recall < target,
         }
-        for view in follower.views
+        for view in views
         for segment in view.searcher.segments
     ]
-    return {
+    body: dict[str, Any] = {
         "name": collection.name,
         "topic": collection.topic,
         "dimension": collection.dimension,
@@ -177,13 +180,15 @@ def _description(served: Served) -> dict[str, Any]:
         "format": collection.format,
         "id_format": collection.id_format,
         "generation": follower.generation,
-        "live_rows": sum(view.live_rows for view in follower.views),
-        "dead_rows": sum(view.dead_rows for view in follower.views),
-        "unbuilt_rows": sum(view.unbuilt_rows for view in follower.views),
+        "live_rows": sum(view.live_rows for view in views),
+        "dead_rows": sum(view.dead_rows for view in views),
+        "unbuilt_rows": sum(view.unbuilt_rows for view in views),
         "recall_target": target,
         "segments_below_recall_target": sum(segment["below_recall_target"] for segment in segments),
         "segments": segments,
     }
+    name_missing(body, follower.missing)
+    return body
 
 
 # -- operations --------------------------------------------------------------------------------------------
@@ -203,19 +208,21 @@ def _add_operations(app: FastAPI, replica: Replica, metrics: Metrics) -> None:
 
     @app.get("/healthz")
     async def healthz() -> Response:
-        """Alive: the followers' loops turn."""
+        """Alive: the followers' loops turn. What they cannot follow is told beside it."""
         started = replica.status.turned_at > 0
         turned = {n: served.follower.status.turned_at for n, served in replica.collections.items()} if started else {}
         turned["CURRENT"] = replica.status.turned_at if started else time.monotonic()
         now = time.monotonic()
         silent = {name: round(now - at, 1) for name, at in turned.items() if now - at > ALIVE_S}
-        return _json({"alive": not silent, "silent_seconds": silent}, 503 if silent else 200)
+        found = {"alive": not silent, "silent_seconds": silent, "problems": lag.problems(replica)}
+        return _json(found, 503 if silent else 200)
 
     @app.get("/readyz")
     async def readyz() -> Response:
-        """Ready: every collection has caught up with its log once."""
+        """Ready: every collection has caught up with its log once, follows it, and can be served whole."""
         reasons = {name: why for name, served in replica.collections.items() if (why := served.not_ready())}
-        return _json({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
+        found = {"ready": not reasons, "reasons": reasons, "problems": lag.problems(replica)}
+        return _json(found, 503 if reasons else 200)
 
     @app.get("/metrics")
     async def prometheus() -> Response:

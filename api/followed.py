@@ -179,7 +179,7 @@ class Followed:
         self.manifest = manifest
         self._note_opened()
         if self.view.position >= manifest.position:
-            self.caught_up.as_of_ms = max(self.caught_up.as_of_ms, manifest.created_ms)
+            self.caught_up.as_of_ms = max(self.caught_up.as_of_ms, manifest.caught_up_ms)
         if ahead:
             self.retry_at = 0.0  # what was removed of the log before it does not matter any more
         self.topic = self.topic or TopicIdentity(manifest.cluster_id, manifest.topic_id)

@@ -237,8 +237,8 @@ class Follower:
         looking, self._looking = self._looking, None
         try:
             on_disk = looking.result()
-        except OSError as error:
-            self._unreadable = f"{self._root}: checkpoints cannot be looked for ({error.strerror})"
+        except (OSError, StoreUnavailable) as error:
+            self._unreadable = f"checkpoints cannot be looked for: {error}"
             return
         facts = self.watch.facts
         self._unreadable, self._newest = None, dict.fromkeys(facts.starts if facts else (), 0) | on_disk

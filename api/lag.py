@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from api.mirror import PartitionMirror, Served
+from api.mirror import FollowerMirror, PartitionMirror, Replica, Served
 from tidemark.log import Committed
 
 
@@ -56,8 +56,8 @@ def of_partition(partition: PartitionMirror, committed: Committed | None) -> dic
         "bad_records": status.bad_records,
         "digest": f"{status.digest:016x}",
         "state": status.state,
-        "problem": status.problem,
-        "problem_since_ms": status.problem_since_ms,
+        "problem": partition.problem,
+        "problem_since_ms": partition.problem_since_ms,
         "consumer_problem": word.problem,
         "consumer_problem_since_ms": word.since_ms if word.problem else None,
     }
@@ -71,6 +71,7 @@ def _built_position(partition: PartitionMirror) -> int | None:
 
 def of_collection(served: Served) -> dict[str, Any]:
     follower, collection = served.follower, served.status
+    follower.open_coming()
     committed = collection.committed if collection else {}
     partitions = [of_partition(p, committed.get(p.status.view.partition)) for p in follower.partitions]
     lags = [partition["offset_lag"] for partition in partitions]
@@ -86,3 +87,20 @@ def of_collection(served: Served) -> dict[str, Any]:
         "live_rows": sum(partition["live_rows"] for partition in partitions),
         "partitions": partitions,
     }
+
+
+def problems(replica: Replica) -> dict[str, list[dict[str, Any]]]:
+    """Per collection the partitions that are refused, held or cannot be served: why, and since when."""
+    return {
+        name: found
+        for name, served in replica.collections.items()
+        if served.status is not None and (found := _problems_of(served.follower))
+    }
+
+
+def _problems_of(follower: FollowerMirror) -> list[dict[str, Any]]:
+    return [
+        {"partition": p.status.view.partition, "problem": p.problem, "since_ms": p.problem_since_ms}
+        for p in follower.partitions
+        if p.problem
+    ]

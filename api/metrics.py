@@ -1,15 +1,15 @@
 """Prometheus metrics of a replica: histograms of requests and searches, and the followers' state at each scrape.
 
-Requests are counted by all HTTP workers together (prometheus_client's multiprocess mode, in files of a temporary
-directory), so it does not matter which of them is scraped. Labels are collection, partition, route and status;
-never an id.
+Requests are counted by all HTTP workers together (prometheus_client's multiprocess mode, in files of the directory
+that `counts.py` keeps), so it does not matter which of them is scraped. Labels are collection, partition, route and
+status; never an id.
 """
 
 import os
 from collections.abc import Iterator
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, values
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.process_collector import ProcessCollector
@@ -32,8 +32,15 @@ _TEXTS = {
     "segments": "Segments",
     "segment_recall_min": "Least recall@10 of a segment with an index, as measured when it was built",
     "segments_below_recall_target": "Segments whose index misses the recall target",
+    "tail_bytes": "Memory of rows and deletes that no checkpoint holds yet",
+    "partition_problem": "1 while the partition does not follow its log, waits or cannot be served, else 0",
     "bad_records": "Bad records passed over (the consumer writes the dead letters)",
 }
+
+
+def count_as(number: int) -> None:
+    """Count from now on in the file of the worker of this number; before any metric is made."""
+    values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]
 
 
 class Metrics:
@@ -82,6 +89,7 @@ class _FollowerCollector(Collector):
             ready.add_metric([name], int(served.not_ready() is None))
             if served.status is None:
                 continue
+            served.follower.open_coming()
             for partition in served.follower.partitions:
                 status = partition.status
                 labels = [name, str(status.view.partition)]
@@ -108,6 +116,8 @@ def _values(partition: PartitionMirror, recall_target: float) -> dict[str, float
         "segments": len(view.searcher.segments) if view else None,
         "segment_recall_min": min(recalls, default=None),
         "segments_below_recall_target": sum(each < recall_target for each in recalls) if view else None,
+        "tail_bytes": status.tail_bytes,
+        "partition_problem": int(partition.problem is not None),
         "bad_records": status.bad_records,
     }
 

@@ -7,12 +7,14 @@ needs them. Nothing here waits for the log, a broker or a lock of the other proc
 import logging
 import threading
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
 
 import msgspec
 from msgspec.structs import replace
 
-from api.problems import NotFound
+from api.problems import Incomplete, NotFound, NotReady
 from api.status import KNOWN_FOR_S, CollectionStatus, FollowerStatus, PartitionStatus, ReplicaStatus
 from tidemark import generation
 from tidemark.caught_up import now_ms
@@ -21,6 +23,7 @@ from tidemark.errors import StoreUnavailable, TidemarkError
 from tidemark.mirror import ViewMirror
 from tidemark.settings import Settings
 from tidemark.shared_memory import Document, Region
+from tidemark.snapshot import ViewPlace
 
 logger = logging.getLogger(__name__)
 
@@ -28,16 +31,31 @@ REFRESH_EVERY_S = 0.01
 OPEN_S_MAX = 5.0
 # The brokers are asked every second, and answer within one.
 AT_END_FOR_MS = 2_500
+# Partitions that an error names.
+NAMED_MAX = 5
+T = TypeVar("T")
 _decode_replica = msgspec.json.Decoder(ReplicaStatus).decode
 _decode_follower = msgspec.json.Decoder(FollowerStatus).decode
 
 
 @dataclass(frozen=True, slots=True)
 class PartitionMirror:
-    """One partition: what was published of it last, and its view, None while it is not served."""
+    """One partition: what was published of it last, and its view, None while it is not served.
+
+    `broken` is a view that this process cannot open.
+    """
 
     status: PartitionStatus
     view: ViewMirror | None
+    broken: ViewMirror | None = None
+
+    @property
+    def problem(self) -> str | None:
+        return self.status.problem or (self.broken.problem if self.broken else None)
+
+    @property
+    def problem_since_ms(self) -> int | None:
+        return self.status.problem_since_ms or (self.broken.problem_since_ms if self.broken else None)
 
     @property
     def position(self) -> int:
@@ -60,6 +78,23 @@ class PartitionMirror:
         return 0 if self.offset_lag == 0 and age_ms <= AT_END_FOR_MS else age_ms
 
 
+class Missing(NamedTuple):
+    """A partition that an answer does not hold, and why."""
+
+    partition: int
+    why: str
+
+
+class _Shown(NamedTuple):
+    status: FollowerStatus
+    views: tuple[ViewMirror, ...]
+    unopened: list[Missing]
+
+    @property
+    def missing(self) -> list[Missing]:
+        return self.unopened + [Missing(view.partition, view.problem) for view in self.views if view.problem]
+
+
 class FollowerMirror:
     """One follower; its views keep their last state when it is replaced."""
 
@@ -67,7 +102,7 @@ class FollowerMirror:
         self.collection = collection
         self._document = document
         self._seen = (0, FollowerStatus())
-        self._views: tuple[ViewMirror, ...] = ()
+        self._shown = _Shown(FollowerStatus(), (), [])
 
     @property
     def status(self) -> FollowerStatus:
@@ -86,22 +121,96 @@ class FollowerMirror:
 
     @property
     def views(self) -> tuple[ViewMirror, ...]:
-        """The views of the opened partitions; none before all that are known can be served."""
-        status = self.status
-        places = [partition.view for partition in status.partitions if partition.opened] if status.served else []
-        if [view.place for view in self._views] != places:
-            known = {view.place: view for view in self._views}
-            self._views = tuple(known.get(place) or ViewMirror(self.collection, place) for place in places)
-        return self._views
+        """The views of the opened partitions; none before all that are known can be served or have said why not."""
+        return self._show().views
+
+    def _show(self) -> "_Shown":
+        """Views and what is missing, of one status; replaced by one assignment, for many threads ask."""
+        status, shown = self.status, self._shown
+        if status is not shown.status:
+            partitions = status.partitions if status.served else []
+            known = {view.place: view for view in shown.views}
+            places = [partition.view for partition in partitions if partition.opened]
+            views = tuple(known.get(place) or self._view(place) for place in places)
+            unopened = [
+                Missing(partition.view.partition, partition.problem or "its newest checkpoint is being opened")
+                for partition in partitions
+                if not partition.opened
+            ]
+            self._shown = shown = _Shown(status, views, unopened)
+        return shown
+
+    def _view(self, place: ViewPlace) -> ViewMirror:
+        try:
+            return ViewMirror(self.collection, place)
+        except FileNotFoundError:  # this follower was replaced, and its process has let go of it
+            raise StoreUnavailable(f"{self.collection.name}: another generation is served by now: ask again") from None
+
+    @property
+    def missing(self) -> list[Missing]:
+        """Partitions known that cannot be served now; none before the first opening, when nothing can."""
+        return self._show().missing
+
+    def read(self, allow_partial: bool, work: Callable[[Sequence[ViewMirror]], T]) -> tuple[T, list[Missing]]:
+        """What `work` finds in the views of all partitions, or of those that can be served when that is allowed.
+
+        Raises NotReady before the first opening, and Incomplete when partitions are missing and have to be there.
+        """
+        unavailable: StoreUnavailable | None = None
+        for _ in range(len(self.views) + 2):  # each turn finds another view that cannot be opened
+            shown = self._show()
+            views, missing = shown.views, shown.missing
+            if missing and not allow_partial:
+                raise Incomplete(f"{self._incomplete(missing)}: ask later, or for the others alone with allow_partial")
+            if missing:
+                views = tuple(view for view in views if view.problem is None)
+            if not views:
+                raise Incomplete(self._incomplete(missing)) if missing else NotReady(self._not_served)
+            try:
+                return work(views), missing
+            except StoreUnavailable as error:  # the view's own problem says so from now on
+                unavailable = error
+        raise unavailable or NotReady(self._not_served)
+
+    @property
+    def _not_served(self) -> str:
+        return f"{self.collection.name}: {self.problem or 'not opened yet'}"
+
+    def _incomplete(self, missing: list[Missing]) -> str:
+        named = "; ".join(f"partition {number}: {why}" for number, why in missing[:NAMED_MAX])
+        more = f"; and {len(missing) - NAMED_MAX} more" if len(missing) > NAMED_MAX else ""
+        known = len(self.status.partitions)
+        return f"{self.collection.name}: {len(missing)} of {known} partitions cannot be served now ({named}{more})"
+
+    def not_ready(self) -> str | None:
+        """Why it is not ready, None when it is."""
+        missing = self.missing
+        return self._incomplete(missing) if missing else self.status.not_ready
+
+    def open_coming(self) -> None:
+        """Open what is announced, and try again what could not be opened: on a side thread, and before all is shown."""
+        for view in self.views:
+            said = view.problem
+            try:
+                view.refresh()
+            except StoreUnavailable as error:
+                if view.problem != said:
+                    logger.error("%s", error)
 
     @property
     def partitions(self) -> list[PartitionMirror]:
         """All partitions; when nothing was published lately, their lags are not known."""
-        views = {view.place: view for view in self.views}
+        views = {view.place: view for view in self.views if view.problem is None}
+        broken = {view.place: view for view in self.views if view.problem is not None}
         status = self.status
         silent = time.monotonic() - status.turned_at > KNOWN_FOR_S
         found = [replace(p, lag_known=False) for p in status.partitions] if silent else status.partitions
-        return [PartitionMirror(partition, views.get(partition.view)) for partition in found]
+        return [PartitionMirror(p, views.get(p.view), broken.get(p.view)) for p in found]
+
+    @property
+    def served_views(self) -> list[ViewMirror]:
+        """The views that can be searched here, as far as is known."""
+        return [view for view in self.views if view.problem is None]
 
     @property
     def positions(self) -> dict[int, int]:
@@ -165,7 +274,7 @@ class Served:
 
     def not_ready(self) -> str | None:
         """Why the collection is not ready, None when it is."""
-        return "starting" if self.status is None else self.follower.status.not_ready
+        return "starting" if self.status is None else self.follower.not_ready()
 
 
 class Replica:
@@ -205,8 +314,7 @@ class Replica:
             for served in self.collections.values():
                 try:
                     if served.status is not None:
-                        for view in served.follower.views:
-                            view.refresh()
+                        served.follower.open_coming()
                 except Exception as error:  # a search says the same to whom it concerns
                     logger.warning("%s: %s", served.collection.name, error)
                     self._closing.wait(1.0)

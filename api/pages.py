@@ -7,28 +7,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from api.mirror import FollowerMirror
-from api.problems import NotFound
-from api.search import raw_json, stored
+from api.search import name_missing, raw_json, stored
 from tidemark import id as ids
 from tidemark import searcher
 from tidemark.errors import BadQuery
 
 
-def record(follower: FollowerMirror, text: str) -> dict[str, Any]:
+def record(follower: FollowerMirror, text: str, allow_partial: bool) -> dict[str, Any]:
     """The stored row of an id; raises NotFound."""
-    found = stored(follower, ids.from_text(text, follower.collection.id_format))
-    if found is None:
-        raise NotFound(f"collection {follower.collection.name!r} holds no id {text[:80]!r}")
-    return _as_json(follower, *found)
+    found, missing = stored(follower, text, allow_partial)
+    body = _as_json(follower, *found)
+    name_missing(body, missing)
+    return body
 
 
-def page(follower: FollowerMirror, cursor: str, limit: int) -> dict[str, Any]:
+def page(follower: FollowerMirror, cursor: str, limit: int, allow_partial: bool) -> dict[str, Any]:
     """Up to `limit` rows after the cursor of the page before; an empty cursor starts."""
-    hits = list(islice(searcher.scan(follower.views, _position(cursor), limit), limit))
+    after = _position(cursor)
+    hits, missing = follower.read(allow_partial, lambda views: list(islice(searcher.scan(views, after, limit), limit)))
     last = f"{hits[-1].partition}-{hits[-1].offset}" if len(hits) == limit else None
     found = [(hit, np.array(hit.vector)) for hit in hits]
     live = [_as_json(follower, hit, vector) for hit, vector in found if not np.isnan(vector[0])]  # killed meanwhile
-    return {"vectors": live, "cursor": last}
+    body: dict[str, Any] = {"vectors": live, "cursor": last}
+    name_missing(body, missing)
+    return body
 
 
 def _position(cursor: str) -> tuple[int, int] | None:

@@ -17,6 +17,10 @@ class NotReady(Exception):
     """Answered as 503."""
 
 
+class Incomplete(Exception):
+    """Answered as 503: some partitions cannot be served, and the caller has not asked for the others alone."""
+
+
 class Unsupported(errors.BadQuery):
     """A part of the contract that a later version answers."""
 
@@ -29,6 +33,7 @@ _STATUS: dict[type[Exception], tuple[int, str]] = {
     errors.NotFreshEnough: (412, "not_fresh_enough"),
     errors.Overloaded: (429, "overloaded"),
     NotReady: (503, "not_ready"),
+    Incomplete: (503, "incomplete"),
     errors.BrokerUnreachable: (503, "broker_unreachable"),
     errors.StoreUnavailable: (503, "not_ready"),
 }

@@ -33,6 +33,7 @@ K = Annotated[int, Meta(ge=1, le=K_MAX, description="hits per query")]
 Exact = Annotated[bool, Meta(description="scan every row instead of using the indexes")]
 Effort = Annotated[float, Meta(gt=0, le=EFFORT_MAX, description="scales the calibrated search effort")]
 Count = Annotated[int, Meta(ge=1, le=QUERIES_MAX, description="queries in the body, answered by results; else one")]
+AllowPartial = Annotated[bool, Meta(description="answer without partitions that cannot be served now, else 503")]
 Vector = list[float]
 Partition = Annotated[str, Meta(pattern="^(0|[1-9][0-9]{0,8})$")]
 Position = Annotated[int, Meta(ge=0, le=2**63 - 1)]
@@ -52,6 +53,7 @@ class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = None
     timeout_ms: Annotated[int, Meta(ge=0, le=30_000, description="how long to wait for min_positions")] = 1_000
     include: Annotated[tuple[str, ...], Meta(description="metadata, vector")] = ("metadata",)
+    allow_partial: AllowPartial = False
     filter: Any = None
 
 
@@ -62,6 +64,14 @@ class SearchOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     exact: Exact = False
     effort: Effort = 1.0
     queries: Count | None = None
+    allow_partial: AllowPartial = False
+
+
+class Missing(msgspec.Struct, frozen=True):
+    """A partition that the answer does not hold."""
+
+    partition: int
+    why: str
 
 
 class Hit(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -78,6 +88,8 @@ class SearchAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     generation: str
     staleness_ms: int | None
     took_ms: float
+    partial: bool | None = None
+    missing: list[Missing] | None = None
     hits: list[Hit] | None = None
     results: list[list[Hit]] | None = None
 
@@ -106,7 +118,7 @@ class WriteAnswer(msgspec.Struct, frozen=True):
     records: int
 
 
-class Record(msgspec.Struct, frozen=True):
+class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     """A stored row; cosine collections keep vectors normalised."""
 
     id: str
@@ -115,13 +127,17 @@ class Record(msgspec.Struct, frozen=True):
     partition: int
     offset: int
     timestamp_ms: int
+    partial: bool | None = None
+    missing: list[Missing] | None = None
 
 
-class Page(msgspec.Struct, frozen=True):
+class Page(msgspec.Struct, frozen=True, omit_defaults=True):
     """`cursor` leads to the next page, null at the end."""
 
     vectors: list[Record]
     cursor: str | None
+    partial: bool | None = None
+    missing: list[Missing] | None = None
 
 
 class ErrorDetail(msgspec.Struct, frozen=True):
@@ -243,7 +259,10 @@ def binary_request(body: bytes, dimension: int, parameters: Mapping[str, str]) -
     queries = _from_bytes(body, dimension, asked.queries)
     _check_hits(len(queries), asked.k)
     vectors: list[Vector] | None = None if asked.queries is None else []
-    return SearchRequest(vectors=vectors, k=asked.k, exact=asked.exact, effort=asked.effort), queries
+    request = SearchRequest(
+        vectors=vectors, k=asked.k, exact=asked.exact, effort=asked.effort, allow_partial=asked.allow_partial
+    )
+    return request, queries
 
 
 def _from_bytes(body: bytes, dimension: int, count: int | None) -> Queries:

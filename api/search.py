@@ -16,8 +16,8 @@ import orjson
 from numpy.typing import NDArray
 
 from api import schemas
-from api.mirror import FollowerMirror, Served
-from api.problems import NotFound, NotReady
+from api.mirror import FollowerMirror, Missing, Served
+from api.problems import NotFound
 from tidemark import id as ids
 from tidemark import searcher, service
 from tidemark.errors import BadQuery, NotFreshEnough, Overloaded
@@ -71,17 +71,18 @@ class Searches:
         follower = served.follower
         if request.min_positions:
             follower = await self._wait_for(served, request)
-        asked = self._stored(follower, request.id or "") if queries is None else queries
-        views = follower.views
-        if not views:
-            raise NotReady(f"{follower.collection.name}: {follower.problem or 'not opened yet'}")
+        asked = self._stored(follower, request) if queries is None else queries
 
         def work() -> bytes:
             prepared = searcher.prepare_queries(asked, served.collection)
-            answer = searcher.search(views, prepared, request.k, request.effort, request.exact)
-            return encode(follower, answer, request, started)
+            answer, missing = follower.read(
+                request.allow_partial,
+                lambda views: searcher.search(views, prepared, request.k, request.effort, request.exact),
+            )
+            return encode(follower, answer, missing, request, started)
 
-        cheap = _numbers(views, len(asked), request) <= INLINE_NUMBERS_MAX
+        numbers, _ = follower.read(request.allow_partial, lambda views: _numbers(views, len(asked), request))
+        cheap = numbers <= INLINE_NUMBERS_MAX
         return work() if cheap and self.waiting == 0 else await self.in_pool(work)
 
     async def in_pool(self, work: Callable[[], T]) -> T:
@@ -109,21 +110,36 @@ class Searches:
                 )
             await asyncio.sleep(FRESHNESS_POLL_S)
 
-    def _stored(self, follower: FollowerMirror, text: str) -> NDArray[np.float32]:
-        id_ = ids.from_text(text, follower.collection.id_format)
-        found = stored(follower, id_)
-        if found is None:
-            raise NotFound(f"collection {follower.collection.name!r} holds no id {text[:80]!r}")
-        return found[1][None, :]
+    def _stored(self, follower: FollowerMirror, request: schemas.SearchRequest) -> NDArray[np.float32]:
+        (_, vector), _ = stored(follower, request.id or "", request.allow_partial)
+        return vector[None, :]
 
 
-def stored(follower: FollowerMirror, id_: bytes) -> tuple[searcher.Hit, NDArray[np.float32]] | None:
-    """The live row of an id and a copy of its vector, None when there is none."""
-    while (hit := searcher.get(follower.views, id_)) is not None:
-        vector = np.array(hit.vector)
-        if not np.isnan(vector[0]):  # killed since it was found (exact.py): look for its newer version
-            return hit, vector
-    return None
+def stored(
+    follower: FollowerMirror, text: str, allow_partial: bool
+) -> tuple[tuple[searcher.Hit, NDArray[np.float32]], list[Missing]]:
+    """The live row of an id and a copy of its vector, and the partitions that were not looked into; raises NotFound."""
+    id_ = ids.from_text(text, follower.collection.id_format)
+
+    def look(views: Sequence[SearchedView]) -> tuple[searcher.Hit, NDArray[np.float32]] | None:
+        while (hit := searcher.get(views, id_)) is not None:
+            vector = np.array(hit.vector)
+            if not np.isnan(vector[0]):  # killed since it was found (exact.py): look for its newer version
+                return hit, vector
+        return None
+
+    found, missing = follower.read(allow_partial, look)
+    if found is None:
+        where = "the partitions of it that can be served hold" if missing else "it holds"
+        raise NotFound(f"collection {follower.collection.name!r}: {where} no id {text[:80]!r}")
+    return found, missing
+
+
+def name_missing(body: dict[str, Any], missing: list[Missing]) -> None:
+    """Say in an answer which partitions it does not hold; nothing when it holds all."""
+    if missing:
+        body["partial"] = True
+        body["missing"] = [{"partition": partition, "why": why} for partition, why in missing]
 
 
 def _numbers(views: Sequence[SearchedView], queries: int, request: schemas.SearchRequest) -> float:
@@ -140,7 +156,13 @@ def _numbers(views: Sequence[SearchedView], queries: int, request: schemas.Searc
     return rendered + queries * (dimension * scanned + built * effort * INDEX_NUMBERS)
 
 
-def encode(follower: FollowerMirror, answer: searcher.Answer, request: schemas.SearchRequest, started: float) -> bytes:
+def encode(
+    follower: FollowerMirror,
+    answer: searcher.Answer,
+    missing: list[Missing],
+    request: schemas.SearchRequest,
+    started: float,
+) -> bytes:
     """The answer as JSON; raises BadQuery when it gets too large."""
     with_metadata, with_vector = "metadata" in request.include, "vector" in request.include
     lists: list[Any] = []
@@ -157,6 +179,7 @@ def encode(follower: FollowerMirror, answer: searcher.Answer, request: schemas.S
     body["positions"] = {str(partition): position for partition, position in answer.positions.items()}
     body["generation"] = follower.generation
     body["staleness_ms"] = follower.staleness_ms
+    name_missing(body, missing)
     body["took_ms"] = round((time.perf_counter() - started) * 1000, 3)
     return _dumped(body)
 

@@ -2,17 +2,21 @@
 
 The files of its segments were verified by the process that opened them first; here they are only mapped. Opening
 takes milliseconds, so `refresh` is called on a side thread as well, which opens what is announced as `coming`
-before a search needs it.
+before a search needs it. What cannot be opened makes a view that is not searched: `problem` says why, and the side
+thread goes on trying.
 """
 
+import contextlib
 import threading
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 
+from tidemark.caught_up import now_ms
 from tidemark.collection import Collection
-from tidemark.errors import StoreUnavailable
+from tidemark.errors import CorruptCheckpoint, StoreUnavailable
 from tidemark.segment import Segment
 from tidemark.shared_memory import Document, Region, fence
 from tidemark.snapshot import (
@@ -26,6 +30,9 @@ from tidemark.snapshot import (
 from tidemark.tail import Tail, TailPlace
 
 ATTEMPTS, RETRY_S = 100, 0.005
+FAILED_RETRY_S = 0.5
+# Files that are gone, damaged, too many or not ours to read: numpy, Arrow and FAISS each say so in their way.
+_NOT_OPENED = (OSError, ValueError, RuntimeError, CorruptCheckpoint)
 _decode = msgspec.json.Decoder(Structure).decode
 
 
@@ -41,6 +48,10 @@ class ViewMirror(SearchedView):
         self._tails: dict[TailPlace, Tail] = {}
         self._held: tuple[tuple[Segment, ...], tuple[Tail, ...]] = ((), ())
         self._lock = threading.Lock()
+        self.problem: str | None = None
+        self.problem_since_ms: int | None = None
+        self._failed = 0  # the version of the structure that `problem` is about
+        self._retry_at = 0.0
 
     @property
     def searcher(self) -> PartitionSearcher:  # type: ignore[override]
@@ -51,29 +62,49 @@ class ViewMirror(SearchedView):
         return PartitionSearcher(*self._held, position)
 
     def refresh(self) -> None:
-        """Open what the newest structure names; raises StoreUnavailable when it cannot be opened."""
+        """Open what the newest structure names; raises StoreUnavailable when it cannot be opened.
+
+        When the same structure could not be opened a moment ago, that is said again at once.
+        """
         if self._version == self._structure.version:
             return
+        if self._failed == self._structure.version and time.monotonic() < self._retry_at:
+            raise StoreUnavailable(self.problem)
         with self._lock:
-            for _ in range(ATTEMPTS):
-                version, content = self._structure.read()
-                if version == self._version:
-                    return
-                try:
-                    self._open(_decode(content))
-                except FileNotFoundError as error:  # a newer structure does without it
-                    problem = error
-                    time.sleep(RETRY_S)
-                    continue
-                self._version = version
+            self._refresh(ATTEMPTS if self.problem is None else 1)
+
+    def _refresh(self, attempts: int) -> None:
+        while True:
+            version, content = self._structure.read()
+            if version == self._version:
                 return
-        raise StoreUnavailable(f"partition {self.partition} of {self.collection.name!r} cannot be opened: {problem}")
+            try:
+                self._open(_decode(content))
+            except FileNotFoundError as error:  # a newer structure does without it
+                attempts -= 1
+                if attempts <= 0:
+                    self._fail(version, error)
+                time.sleep(RETRY_S)
+            except _NOT_OPENED as error:
+                self._fail(version, error)
+            else:
+                self._version, self.problem, self.problem_since_ms = version, None, None
+                return
+
+    def _fail(self, version: int, error: Exception) -> NoReturn:
+        self.problem = f"partition {self.partition} of {self.collection.name!r} cannot be opened here: {error}"
+        self.problem_since_ms = self.problem_since_ms or now_ms()
+        self._failed, self._retry_at = version, time.monotonic() + FAILED_RETRY_S
+        raise StoreUnavailable(self.problem) from error
 
     def _open(self, structure: Structure) -> None:
-        coming = {place.live: self._segment(place) for place in [*structure.segments, *structure.coming]}
+        opened = {place.live: self._segment(place) for place in structure.segments}
         self._tails = {place: self._tail(place) for place in structure.tails}
-        segments = tuple(coming[place.live] for place in structure.segments)
-        self._segments = coming
+        segments = tuple(opened[place.live] for place in structure.segments)
+        for place in structure.coming:
+            with contextlib.suppress(*_NOT_OPENED):  # when it is searched that is told
+                opened[place.live] = self._segment(place)
+        self._segments = opened
         # The same segments stay the same object: searcher.get compares them so.
         self._held = (self._held[0] if segments == self._held[0] else segments, tuple(self._tails.values()))
 
