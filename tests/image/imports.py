@@ -16,6 +16,7 @@ from pathlib import Path
 PACKAGES = ("tidemark", "consumer", "api", "cli")
 SERVICES = ("consumer.__main__", "consumer.build", "api.__main__", "api.worker")
 COMMANDS = "cli.main"
+ENTRY_POINT = "cli.start"
 # What starts a broker of its own needs a JRE and Kafka's jars, which the image rightly has not.
 NOT_IN_THE_IMAGE = "up"
 
@@ -45,7 +46,7 @@ def imported(module: str, name: str | None) -> str | None:
 
 
 def main() -> int:
-    todo = [*SERVICES, COMMANDS]
+    todo = [*SERVICES, ENTRY_POINT, COMMANDS]
     seen, faults = set(todo), 0
     while todo:
         module = todo.pop()
