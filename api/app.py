@@ -115,7 +115,8 @@ def _add_collections(app: FastAPI, replica: Replica, searches: Searches, writes:
             # A page in a browser may send anything but JSON across origins without asking first.
             raise HTTPException(415, f"send the header content-type: {JSON}")
         asked = await decoding.of(await body.read(request.receive, body_bytes_max), schemas.write_request)
-        positions = await writes.write(collection.follower, asked)
+        with searches.under_way:
+            positions = await writes.write(collection.follower, asked)
         done = {str(partition): position for partition, position in positions.items()}
         return _json({"positions": done, "records": len(asked.upserts) + len(asked.deletes)}, 202)
 

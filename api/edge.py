@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import problems
 from api.body import is_encoded
+from api.connection import REFUSED_STATUS
 from api.metrics import Metrics
 from api.search_route import SEARCH_ROUTE, SearchRoute
 
@@ -44,7 +45,7 @@ class Edge:
         try:
             await (self._refusal(scope) or (self._search if search else self._app))(asked, receive, noting)
         except ClientDisconnect:
-            status = CLIENT_CLOSED  # nobody waits for an answer
+            status = scope.get("state", {}).get(REFUSED_STATUS, CLIENT_CLOSED)  # nobody waits for an answer of ours
         finally:
             route = SEARCH_ROUTE if search else getattr(asked.get("route"), "path", "none")
             self._metrics.observe(route, status, time.perf_counter() - started)

@@ -38,6 +38,22 @@ FRESHNESS_POLL_S = 0.002
 FLOAT32_MAX = float(np.finfo(np.float32).max)  # JSON has no infinity
 
 
+class UnderWay:
+    """Counts the searches and writes that are being answered; entering it raises Overloaded when they are too many."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._count = 0
+
+    def __enter__(self) -> None:
+        if self._count >= self._most:
+            raise Overloaded(f"{self._count} requests are under way: try again later, or add replicas")
+        self._count += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._count -= 1
+
+
 class Searches:
     """Runs searches of all collections; one per process, used on the event loop."""
 
@@ -46,7 +62,7 @@ class Searches:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="search")
         self._queue_max = settings.api.search_queue_max
         # Beside those in the queue some wait for positions.
-        self._under_way, self._under_way_max = 0, 2 * settings.api.search_queue_max
+        self.under_way = UnderWay(2 * settings.api.search_queue_max)
         self.waiting = 0
 
     def close(self) -> None:
@@ -56,13 +72,8 @@ class Searches:
         self, served: Served, request: schemas.SearchRequest, queries: NDArray[np.float32] | None
     ) -> bytes:
         """The JSON of the answer; without `queries` the row of the request's id is one."""
-        if self._under_way >= self._under_way_max:
-            raise Overloaded(f"{self._under_way} searches are under way: try again later, or add replicas")
-        self._under_way += 1
-        try:
+        with self.under_way:
             return await self._answer(served, request, queries)
-        finally:
-            self._under_way -= 1
 
     async def _answer(
         self, served: Served, request: schemas.SearchRequest, queries: NDArray[np.float32] | None

@@ -14,11 +14,11 @@ import signal
 import socket
 import sys
 
-import httptools  # noqa: F401  # uvicorn falls back to h11, 3.5 times slower, when one is missing
 import uvicorn
-import uvloop  # noqa: F401
+import uvloop  # noqa: F401  # uvicorn falls back to a slower loop when it is missing
 
 from api.app import create_app
+from api.connection import Limits, connections
 from api.metrics import count_as
 from api.mirror import Replica
 from api.workers import Told
@@ -41,16 +41,17 @@ def main() -> None:
     service.run_on(settings.api.cpus)
     count_as(int(sys.argv[2]))
     replica = Replica(settings, Document(Region.open(told.replica)))
+    api = settings.api
+    limits = Limits(api.header_bytes_max, api.header_timeout_s, api.body_timeout_s, api.connections_max)
     config = uvicorn.Config(
         create_app(replica),
         loop="uvloop",
-        http="httptools",
+        http=connections(limits),  # type: ignore[arg-type]  # it is only called
         ws="none",
         access_log=False,
         log_config=None,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=2 * settings.api.search_queue_max,
         timeout_keep_alive=75,  # longer than clients and proxies keep a connection: they close it, not we
         timeout_graceful_shutdown=3,
     )

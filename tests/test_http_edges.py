@@ -1,5 +1,6 @@
 """What a client may send besides a proper request: paths, media types, methods, against a real api process."""
 
+import contextlib
 import gzip
 import json
 import threading
@@ -11,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.raw_http import ask
+from tests.raw_http import ask, connected
 from tests.running import DIMENSION, eventually, rows, world
 
 pytestmark = pytest.mark.kafka
@@ -43,7 +44,8 @@ IDS = [
 
 @pytest.fixture(scope="module")
 def client(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    with world(tmp_path_factory.mktemp("edges"), kafka, partitions=1) as made:
+    limits = "connections_max = 64\nheader_timeout_s = 60"
+    with world(tmp_path_factory.mktemp("edges"), kafka, partitions=1, api=limits) as made:
         _, found = made.ready_api()
         upserts = [{"id": id_, "vector": vector} for id_, vector in zip(IDS, rows(len(IDS)).tolist(), strict=True)]
         positions = found.post(VECTORS, json={"upserts": upserts}).json()["positions"]
@@ -232,3 +234,26 @@ def test_small_searches_are_answered_while_bodies_of_sixteen_megabytes_are_sent(
         answered += 1
     assert statuses == [422] * 9
     assert answered >= 3 * len(statuses)
+
+
+def test_half_requests_keep_neither_searches_nor_checks_of_health_out(client: httpx.Client) -> None:
+    half = b"POST %s HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n{" % SEARCH.encode()
+    halves = (b"", b"GET /healthz HTTP/1.1\r\n", half)
+    with contextlib.ExitStack() as stack:
+        for number in range(200):
+            stack.enter_context(connected(client)).send(halves[number % 3])
+        for path in (b"/healthz", b"/readyz", b"/metrics"):
+            assert ask(client, "GET", path).status == 200
+        assert ask(client, "POST", SEARCH.encode(), body=json.dumps({"vector": GOOD}).encode()).status == 200
+
+
+def test_a_request_refused_while_its_body_is_read_is_counted_as_that(client: httpx.Client) -> None:
+    with connected(client) as connection:
+        connection.send(
+            b"POST %s HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n1\r\n{\r\n" % SEARCH.encode()
+        )
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            connection.send(b"1;" + b"x" * 2_000_000)
+        assert connection.answer().status == 431
+    counted = 'tidemark_http_requests_total{route="/collections/{c}/search",status="431"}'
+    eventually(lambda: counted in client.get("/metrics").text)

@@ -113,7 +113,11 @@ class ApiSettings(_Table):
         4 * 2**30, ge=2**20, description="bytes in memory, of all partitions of a collection, at which they wait too"
     )
     ready_max_lag: int = Field(1_000, ge=0, description="offset lag up to which it gets ready")
+    header_bytes_max: int = Field(65_536, ge=1024, description="largest request line and headers, together")
+    header_timeout_s: float = Field(10.0, gt=0, description="how long a request's line and headers may take to arrive")
     body_bytes_max: int = Field(16 * 1024 * 1024, ge=1024, description="largest request body")
+    body_timeout_s: float = Field(60.0, gt=0, description="how long a request's body may take to arrive")
+    connections_max: int = Field(1_024, ge=1, description="connections per worker; beyond, the idlest is closed")
     write_timeout_s: float = Field(10.0, gt=0, description="how long a write waits for the brokers")
 
 
