@@ -120,7 +120,8 @@ def test_an_index_file_of_another_type_or_shape_is_refused(tmp_path: Path, kind:
     rows = embeddings(500, 8)
     built, search = index.build(rows, "l2", parameters(kind), seed=1)
     path = tmp_path / "index.faiss"
-    index.write(built, path)
+    with path.open("wb") as file:
+        index.write(built, file)
     opened = index.open_mapped(path, kind, 500, 8)
     found = index.search(opened, rows, rows[:9], 5, search)
     assert found[1].tolist() == index.search(built, rows, rows[:9], 5, search)[1].tolist()

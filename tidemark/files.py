@@ -14,6 +14,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from tidemark.crash_point import reach
 from tidemark.errors import FsyncFailed, StoreFull, StoreUnavailable
@@ -112,26 +113,33 @@ def read(path: Path) -> bytes:
 # -- write ---------------------------------------------------------------------------------------------------
 
 
-def fsync_file(path: Path) -> None:
-    _fsync(path, os.O_RDONLY)
-
-
 def fsync_directory(path: Path) -> None:
-    _fsync(path, os.O_RDONLY | os.O_DIRECTORY)
+    with entering(path):
+        pass
 
 
-def _fsync(path: Path, flags: int) -> None:
+@contextlib.contextmanager
+def entering(directory: Path) -> Iterator[None]:
+    """While a name is put into a directory: opened before, fsynced after it, so that only the fsync can fail then."""
+    with changing("opening", directory):
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield
+        _fsync(descriptor, directory)
+    finally:
+        os.close(descriptor)
+
+
+def _fsync(descriptor: int, path: Path) -> None:
     global _unsynced
-    with changing("opening", path):
-        descriptor = os.open(path, flags)
     try:
         with changing("fsync", path):
             os.fsync(descriptor)
+    except FsyncFailed:
+        raise
     except StoreUnavailable as error:
         _unsynced = f"{error}; nothing is written any more until this process is restarted"
         raise FsyncFailed(_unsynced) from error
-    finally:
-        os.close(descriptor)
 
 
 def make_directory(path: Path) -> None:
@@ -139,27 +147,30 @@ def make_directory(path: Path) -> None:
     with operation("looking for", path):
         missing = [directory for directory in (path, *path.parents) if not directory.exists()]
     for directory in reversed(missing):
-        with changing("mkdir", directory):
+        with entering(directory.parent), changing("mkdir", directory):
             directory.mkdir(exist_ok=True)
-        fsync_directory(directory.parent)
 
 
 def write(path: Path, data: bytes | memoryview) -> None:
-    """Write a new file and fsync it; a file that is there already is an error. Its name is not durable yet."""
-    with writing(path), path.open("xb") as file:
+    """Write a new file with these bytes, as `writing` does."""
+    with writing(path) as file:
         file.write(data)
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """While a new file is written: fsynced at the end, removed when that fails."""
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """A new file to write into: fsynced at the end, removed when something fails. Its name is not durable yet."""
+    created = False
     try:
-        with changing("writing", path):
-            yield
-        fsync_file(path)
-    except StoreUnavailable:
-        with contextlib.suppress(OSError):
-            path.unlink()
+        with changing("writing", path), path.open("xb") as file:
+            created = True
+            yield file
+            file.flush()
+            _fsync(file.fileno(), path)
+    except BaseException:
+        if created:
+            with contextlib.suppress(OSError):
+                path.unlink()
         raise
 
 
@@ -168,14 +179,14 @@ def create(path: Path, data: bytes) -> bool:
     temporary = _write_temporary(path, data)
     reach("temporary-written")
     try:
-        with changing("link", path):
-            if not _linked(temporary, path):
-                return False
+        with entering(path.parent):
+            with changing("link", path):
+                if not _linked(temporary, path):
+                    return False
+            reach("linked")
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
-    reach("linked")
-    fsync_directory(path.parent)
     return True
 
 
@@ -193,12 +204,11 @@ def create_empty(path: Path) -> bool:
     It needs no block of the disk, so that it works where a full disk has no room for a file with bytes.
     """
     make_directory(path.parent)
-    with changing("creating", path):
+    with entering(path.parent), changing("creating", path):
         try:
             path.touch(exist_ok=False)
         except FileExistsError:
             return False
-    fsync_directory(path.parent)
     return True
 
 
@@ -206,13 +216,12 @@ def replace(path: Path, data: bytes) -> None:
     """Put a file in the place of another, atomically and durably."""
     temporary = _write_temporary(path, data)
     try:
-        with changing("rename", path):
+        with entering(path.parent), changing("rename", path):
             os.replace(temporary, path)
     except StoreUnavailable:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-    fsync_directory(path.parent)
 
 
 def _write_temporary(path: Path, data: bytes) -> Path:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import faiss
 import numpy as np
@@ -460,8 +460,9 @@ def from_bytes(written: bytes) -> Index:
     return Index(faiss.deserialize_index(np.frombuffer(written, np.uint8)))
 
 
-def write(index: Index, path: Path) -> None:
-    faiss.write_index(index.faiss, str(path))
+def write(index: Index, file: BinaryIO) -> None:
+    """Write FAISS's part through the file's own `write`: FAISS's does not tell when the last bytes found no room."""
+    faiss.write_index(index.faiss, faiss.PyCallbackIOWriter(file.write))  # type: ignore[attr-defined]  # not in its stubs
 
 
 def open_mapped(path: Path, kind: IndexKind, rows: int, dimension: int, outliers: NDArray[np.int64] = NO_ROWS) -> Index:

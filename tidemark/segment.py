@@ -8,12 +8,12 @@ One writer kills rows; any number of readers search, without locks. Knows nothin
 """
 
 import contextlib
-import errno
 import os
 from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 import numpy as np
@@ -47,10 +47,10 @@ def write_segment(
 
     Raises StoreUnavailable when the disk does not take it; what was begun is removed then.
     """
-    files.make_directory(directory)
     try:
+        files.make_directory(directory)
         return _written(directory, rows, metric, parameters, seed)
-    except StoreUnavailable:
+    except BaseException:
         with contextlib.suppress(StoreUnavailable):
             remove_segment_files(directory)
         raise
@@ -58,15 +58,15 @@ def write_segment(
 
 def _written(directory: Path, rows: Rows, metric: Metric, parameters: IndexParameters, seed: int) -> SegmentEntry:
     files.write(directory / layout.VECTORS, np.ascontiguousarray(rows.vectors, "<f4").data.cast("B"))
-    with files.writing(directory / layout.ROWS):
-        _write_columns(directory / layout.ROWS, rows)
+    with files.writing(directory / layout.ROWS) as file:
+        _write_columns(file, rows)
     kind = index.kind_for(len(rows), parameters)
     search = index.SearchParameters()
     names = [layout.VECTORS, layout.ROWS]
     if kind != "flat":
         built, search = index.build(rows.vectors, metric, parameters, seed)
-        with files.writing(directory / layout.INDEX):
-            _write_index(built, directory / layout.INDEX)
+        with files.writing(directory / layout.INDEX) as file:
+            index.write(built, file)
         names.append(layout.INDEX)
         if len(built.outliers):
             files.write(directory / layout.OUTLIERS, built.outliers.astype("<u4").tobytes())
@@ -85,16 +85,7 @@ def _written(directory: Path, rows: Rows, metric: Metric, parameters: IndexParam
     )
 
 
-def _write_index(built: index.Index, path: Path) -> None:
-    """FAISS says by a RuntimeError that the disk did not take it, with the system's text."""
-    try:
-        index.write(built, path)
-    except RuntimeError as error:
-        full = os.strerror(errno.ENOSPC) in str(error)
-        raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
-
-
-def _write_columns(path: Path, rows: Rows) -> None:
+def _write_columns(file: BinaryIO, rows: Rows) -> None:
     order = np.argsort(rows.hashes, kind="stable")
     table = pa.table(
         {
@@ -107,7 +98,7 @@ def _write_columns(path: Path, rows: Rows) -> None:
             "sorted_row": order.astype(np.uint32),
         }
     )
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+    with pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
 
 
@@ -287,10 +278,10 @@ class Segment:
             return
         path = self.directory / layout.dead_rows_name(writer_epoch, number)
         dead_rows, bits = self.dead_rows, np.packbits(self.dead_mask(), bitorder="little").tobytes()
-        files.write(path, bits)
-        files.fsync_directory(self.directory)
-        named = {n: f for n, f in self.entry.files.items() if n != self.entry.dead_file}
-        named[path.name] = file_entry(path)
+        with files.entering(self.directory):
+            files.write(path, bits)
+        named = {name: file for name, file in self.entry.files.items() if name != self.entry.dead_file}
+        named[path.name] = FileEntry(len(bits), xxhash.xxh3_128_hexdigest(bits))
         self.entry = msgspec.structs.replace(self.entry, files=named, dead_rows=dead_rows, dead_file=path.name)
         self.saved_dead_rows = dead_rows
 

@@ -1,0 +1,317 @@
+"""A disk that is full or fails: what was durable stays, nothing half is left, and it goes on when the disk is well."""
+
+import errno
+import multiprocessing
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.messages import delete, upsert
+from tests.rows import embeddings, rows_of
+from tidemark import files, generation, layout
+from tidemark.checkpoint import Checkpoints
+from tidemark.collection import Collection, IndexKind, IndexParameters
+from tidemark.errors import FsyncFailed, StoreFull, StoreUnavailable
+from tidemark.manifest import TopicIdentity
+from tidemark.record import decode
+from tidemark.segment import write_segment
+from tidemark.view import View
+
+COLLECTION = Collection("docs", "docs", 4, "l2")
+TOPIC = TopicIdentity("cluster", "topic")
+WRITES = ("writing", "link", "creating", "mkdir", "opening", "rename")
+READS = ("listing", "reading", "looking for")
+
+
+def _owner(root: Path, grace_s: float = 60.0) -> tuple[Checkpoints, View]:
+    checkpoints, view = Checkpoints(root, COLLECTION, "g000001", 0, grace_s=grace_s), View(COLLECTION, 0)
+    loaded = checkpoints.load()
+    if loaded is not None:
+        view.open(loaded.segments, loaded.manifest.position, -1, loaded.manifest.digest)
+    assert checkpoints.claim(TOPIC, loaded, 0)
+    return checkpoints, view
+
+
+def _apply(view: View, count: int) -> None:
+    """So many records: each third deletes one of before, so that segments on disk get dead rows."""
+    at = view.position
+    messages = [
+        delete(n, b"%d" % (n // 2)) if n % 3 == 2 else upsert(n, b"%d" % n, [n, 1, 2, 3]) for n in range(at, at + count)
+    ]
+    view.apply(decode(messages, COLLECTION)[0])
+
+
+def _state(root: Path) -> tuple[int, int]:
+    """Position and digest of what a restart finds; every file of it is whole."""
+    loaded = Checkpoints(root, COLLECTION, "g000001", 0).load()
+    assert loaded is not None and loaded.damaged == []
+    view = View(COLLECTION, 0)
+    view.open(loaded.segments, loaded.manifest.position, -1, loaded.manifest.digest)
+    return view.position, view.digest
+
+
+def _unnamed(checkpoints: Checkpoints, view: View) -> set[str]:
+    """Files of the directory that neither a manifest nor the view knows."""
+    entries = [entry for version in checkpoints.versions() for entry in checkpoints.read(version).segments]
+    entries += [segment.entry for segment in view.searcher.segments]
+    known = {f"{entry.name}/{name}" for entry in entries for name in entry.files} | {entry.name for entry in entries}
+    known |= {layout.manifest_name(version) for version in checkpoints.versions()}
+    every = {str(path.relative_to(checkpoints.directory)) for path in checkpoints.directory.rglob("*")}
+    return {name for name in every - known if layout.mark_epoch(name) is None}
+
+
+class Failing:
+    """Lets the n-th operation of some kinds fail, once; `failed` says whether there was one."""
+
+    def __init__(self, n: int, number: int, kinds: tuple[str, ...]) -> None:
+        self.left, self.number, self.kinds = n, number, kinds
+        self.failed = False
+
+    def __call__(self, operation: str, path: Path) -> None:
+        if operation in self.kinds and not self.failed:
+            self.left -= 1
+            if self.left < 0:
+                self.failed = True
+                raise OSError(self.number, os.strerror(self.number), str(path))
+
+
+@pytest.mark.parametrize(
+    ("number", "kinds"),
+    [(errno.ENOSPC, WRITES), (errno.EDQUOT, WRITES), (errno.EIO, WRITES + READS), (errno.EROFS, WRITES)],
+)
+def test_whichever_operation_of_a_checkpoint_fails_the_one_before_stays_and_the_next_one_passes(
+    new_root: Callable[[], Path], number: int, kinds: tuple[str, ...]
+) -> None:
+    failed = 0
+    while True:
+        root = new_root()
+        checkpoints, view = _owner(root)
+        _apply(view, 30)
+        checkpoints.publish(view, 0)
+        before = _state(root)
+        _apply(view, 30)
+        failing = Failing(failed, number, kinds)
+        with files.watched(failing):
+            if not failing_publish(checkpoints, view):
+                break
+        failed += 1
+        assert _state(root) in (before, (view.position, view.digest))
+        assert _unnamed(checkpoints, view) == set()
+        checkpoints.publish(view, 0)
+        assert _state(root) == (view.position, view.digest)
+        assert _unnamed(checkpoints, view) == set()
+    assert failed >= 8
+
+
+def failing_publish(checkpoints: Checkpoints, view: View) -> bool:
+    """Whether it failed, in the one way that is told to an operator."""
+    try:
+        checkpoints.publish(view, 0)
+    except StoreUnavailable as error:
+        assert str(checkpoints.directory) in str(error)
+        return True
+    return False
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_whichever_operation_of_a_claim_fails_the_next_claim_passes(new_root: Callable[[], Path], number: int) -> None:
+    for failed in range(100):
+        root = new_root()
+        checkpoints, view = _owner(root)
+        _apply(view, 30)
+        checkpoints.publish(view, 0)
+        before = _state(root)
+        heir, failing = Checkpoints(root, COLLECTION, "g000001", 0), Failing(failed, number, WRITES + READS)
+        loaded = heir.load()
+        with files.watched(failing):
+            try:
+                assert heir.claim(TOPIC, loaded, 0)
+                break
+            except StoreUnavailable:
+                pass
+        assert _state(root) == before
+        assert _unnamed(checkpoints, view) == set()
+        _owner(root)
+        assert _state(root) == before
+    assert failed >= 5
+
+
+def test_an_operation_that_fails_while_a_generation_is_made_or_promoted_is_told(new_root: Callable[[], Path]) -> None:
+    for failed in range(100):
+        root = new_root()
+        with files.watched(Failing(failed, errno.ENOSPC, WRITES + READS)):
+            try:
+                generation.served(root, COLLECTION)
+                generation.promote(root, "docs", generation.create(root, COLLECTION, "earliest").name)
+                break
+            except StoreFull:
+                pass
+        assert generation.served(root, COLLECTION).name == "g000001"
+        assert not list(root.rglob("*.tmp"))
+    assert failed >= 8
+
+
+def test_a_disk_that_cannot_be_read_is_not_taken_for_damage(tmp_path: Path) -> None:
+    checkpoints, view = _owner(tmp_path)
+    for _ in range(3):
+        _apply(view, 30)
+        checkpoints.publish(view, 0)
+    for number in (errno.EIO, errno.EACCES, errno.EMFILE, errno.ESTALE):
+        for failed in range(100):
+            failing = Failing(failed, number, READS)
+            with files.watched(failing):
+                try:
+                    loaded = Checkpoints(tmp_path, COLLECTION, "g000001", 0).load()
+                    break
+                except StoreUnavailable as error:
+                    assert os.strerror(number) in str(error)
+        assert not failing.failed
+        assert loaded is not None and loaded.damaged == []
+        assert failed >= 8
+
+
+def _in_a_process(function: Callable[[], None]) -> None:
+    process = multiprocessing.get_context("fork").Process(target=function)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+
+
+def _about_to_publish(root: Path) -> tuple[Checkpoints, View]:
+    """An owner with one checkpoint, and records for the next."""
+    checkpoints, view = _owner(root)
+    _apply(view, 30)
+    checkpoints.publish(view, 0)
+    _apply(view, 30)
+    return checkpoints, view
+
+
+def _fsyncs_of_a_publish(root: Path) -> int:
+    checkpoints, view = _about_to_publish(root)
+    found: list[Path] = []
+    with files.watched(lambda operation, path: found.append(path) if operation == "fsync" else None):
+        checkpoints.publish(view, 0)
+    return len(found)
+
+
+def test_after_a_failed_fsync_the_process_writes_nothing_and_the_next_one_goes_on(
+    new_root: Callable[[], Path],
+) -> None:
+    fsyncs = _fsyncs_of_a_publish(new_root())
+    assert fsyncs >= 6
+    for number in range(fsyncs):
+        root = new_root()
+        checkpoints, view = _about_to_publish(root)
+        before = _state(root)
+        _in_a_process(partial(_assert_writes_nothing_after_fsync, number, checkpoints, view))
+        assert _state(root)[0] in (before[0], view.position)
+        heir, again = _owner(root, grace_s=0)
+        _apply(again, 30)
+        heir.publish(again, 0)
+        heir.remove_obsolete()
+        assert _unnamed(heir, again) == set()
+
+
+def _assert_writes_nothing_after_fsync(number: int, checkpoints: Checkpoints, view: View) -> None:
+    """In a process of its own: the fsync with this number fails, and what comes after it touches nothing."""
+    with files.watched(Failing(number, errno.EIO, ("fsync",))), pytest.raises(FsyncFailed, match="until this process"):
+        checkpoints.publish(view, 0)
+    names = sorted(checkpoints.directory.rglob("*"))
+    other = Checkpoints(checkpoints.directory, COLLECTION, "g000001", 1)
+    attempts: list[Callable[[], object]] = [
+        lambda: checkpoints.publish(view, 0),
+        lambda: other.claim(TOPIC, None, 0),
+        lambda: generation.served(checkpoints.directory, COLLECTION),
+        lambda: files.replace(checkpoints.directory / "file", b""),
+    ]
+    for attempt in attempts:
+        with pytest.raises(FsyncFailed, match="until this process is restarted"):
+            attempt()
+    assert sorted(checkpoints.directory.rglob("*")) == names
+
+
+# -- a disk that is full ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MiB, mounted for the test."""
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(directory)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"a file system cannot be mounted here: {mounted.stderr.strip()}")
+    yield directory
+    subprocess.run(["umount", "--lazy", str(directory)], check=True)  # lazy: segments that were open are mapped
+
+
+def _fill(path: Path, but: int) -> None:
+    """Leave so many bytes of the disk free."""
+    path.write_bytes(bytes(shutil.disk_usage(path.parent).free - but))
+
+
+def test_a_full_disk_is_told_and_keeps_the_last_checkpoint_until_there_is_room(small_disk: Path) -> None:
+    checkpoints, view = _owner(small_disk)
+    _apply(view, 300)
+    checkpoints.publish(view, 0)
+    before = _state(small_disk)
+    ballast = small_disk / "ballast"
+    _fill(ballast, 8192)
+    _apply(view, 3_000)
+    for _ in range(3):
+        with pytest.raises(StoreFull, match=r"No space left on device \(0\.\d MiB are free\): make room"):
+            checkpoints.publish(view, 0)
+        assert _state(small_disk) == before
+        assert _unnamed(checkpoints, view) == set()
+    ballast.unlink()
+    checkpoints.publish(view, 0)
+    assert _state(small_disk) == (view.position, view.digest)
+
+
+def test_a_full_disk_is_given_back_what_is_obsolete_and_the_checkpoint_passes(small_disk: Path) -> None:
+    checkpoints, view = _owner(small_disk, grace_s=0)
+    for _ in range(6):
+        _apply(view, 30)
+        checkpoints.publish(view, 0)
+    oldest = checkpoints.directory / layout.manifest_name(checkpoints.versions()[0])
+    orphan = checkpoints.directory / layout.segment_name(0, 1)
+    orphan.mkdir()
+    _fill(orphan / layout.VECTORS, 0)
+    _apply(view, 300)
+    checkpoints.publish(view, 0)
+    assert not orphan.exists() and not oldest.exists()
+    assert _state(small_disk) == (view.position, view.digest)
+
+
+def test_who_takes_over_on_a_full_disk_is_given_back_what_a_dead_writer_left(small_disk: Path) -> None:
+    checkpoints, view = _owner(small_disk)
+    _apply(view, 30)
+    checkpoints.publish(view, 0)
+    orphan = checkpoints.directory / layout.segment_name(1, 99)
+    orphan.mkdir()
+    _fill(orphan / layout.VECTORS, 0)
+    heir, _ = _owner(small_disk)
+    assert not orphan.exists()
+    assert heir.epoch == 2
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivfpq"])
+def test_a_segment_that_finds_no_room_leaves_nothing_however_much_there_was(small_disk: Path, kind: IndexKind) -> None:
+    rows, parameters = rows_of(embeddings(600, 16)), IndexParameters(kind=kind, ann_rows_min=64)
+    write_segment(small_disk / "s", rows, "l2", parameters, seed=1)
+    size = sum(-(-path.stat().st_size // 4096) * 4096 for path in (small_disk / "s").iterdir())
+    shutil.rmtree(small_disk / "s")
+    ballast = small_disk / "ballast"
+    for room in (size - 4096, size // 2, 3 * 4096, 4096):
+        _fill(ballast, room)
+        with pytest.raises(StoreFull):
+            write_segment(small_disk / "s", rows, "l2", parameters, seed=1)
+        assert list(small_disk.iterdir()) == [ballast]
+        ballast.unlink()
