@@ -5,6 +5,7 @@ never raise, because an exception inside `consume()` would lose its whole batch;
 thread, since any other thread's call would wait for a poll. Knows nothing of vectors.
 """
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -47,11 +48,15 @@ class Start:
 
 @dataclass(slots=True)
 class Fetched:
-    """One fetch: messages per partition in offset order, ends reached, partitions that stopped and why."""
+    """One fetch: messages per partition in offset order, ends reached, partitions that stopped and why.
+
+    `committed`: offsets that the group's coordinator has taken since the fetch before.
+    """
 
     messages: dict[Partition, list[Any]] = field(default_factory=dict)
     ends: dict[Partition, int] = field(default_factory=dict)
     stopped: dict[Partition, LogGap] = field(default_factory=dict)
+    committed: dict[Partition, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -62,18 +67,22 @@ class Fetched:
 class Log:
     """A Kafka consumer with explicit positions: as a group member (`subscribe`) or alone (`assign`)."""
 
-    def __init__(self, settings: Settings, group: str | None = None) -> None:
-        client = {"group.id": group or "tidemark-reader", **consumer_settings(settings)}
+    def __init__(
+        self, settings: Settings, group: str | None = None, make_client: Callable[[dict[str, Any]], Any] = Consumer
+    ) -> None:
+        client: dict[str, Any] = {"group.id": group or "tidemark-reader", **consumer_settings(settings)}
         if group is None:
             client["client.id"] = client.get("client.id", "tidemark-api")
         else:
             client["group.id"] = group
             if client.get("group.protocol", "classic") == "classic":
                 client["partition.assignment.strategy"] = "cooperative-sticky"
-        self._consumer = Consumer(client)
         self._callback_errors: list[BaseException] = []
         self._assigned: set[Partition] = set()
-        self._let_go: Callable[[list[Partition]], None] = lambda gone: None
+        self._changes = 0  # of the assignment
+        self._answered: list[tuple[KafkaError | None, list[TopicPartition]]] = []  # commits
+        client["on_commit"] = lambda error, partitions: self._answered.append((error, partitions))
+        self._consumer = make_client(client)
 
     # -- assignment ----------------------------------------------------------------------------------------
 
@@ -92,32 +101,31 @@ class Log:
             except BaseException as error:
                 self._callback_errors.append(error)
             self._assigned |= {start.partition for start in starts}
+            self._changes += 1
             self._consumer.incremental_assign([start.to_client() for start in starts])
 
-        def let_go(gone: list[Partition]) -> None:
+        def revoked(_: Consumer, partitions: list[TopicPartition]) -> None:
+            gone = [(p.topic, p.partition) for p in partitions]
             try:
                 on_revoked(gone)
             except BaseException as error:
                 self._callback_errors.append(error)
-
-        def revoked(_: Consumer, partitions: list[TopicPartition]) -> None:
-            gone = [(p.topic, p.partition) for p in partitions]
-            let_go(gone)
             self._unassign(gone)
 
-        self._let_go = let_go
         self._consumer.subscribe(list(topics), on_assign=assigned, on_revoke=revoked, on_lost=revoked)
 
     def assign(self, starts: Iterable[Start]) -> None:
         """Read exactly these partitions from now on, without a group."""
         starts = list(starts)
         self._assigned = {start.partition for start in starts}
+        self._changes += 1
         self._consumer.assign([start.to_client() for start in starts])
 
     def restart(self, start: Start) -> None:
         """Read one assigned partition again from the position given."""
         self._unassign([start.partition])
         self._assigned.add(start.partition)
+        self._changes += 1
         self._consumer.incremental_assign([start.to_client()])
 
     def stop(self, partition: Partition) -> None:
@@ -127,6 +135,7 @@ class Log:
     def _unassign(self, partitions: Sequence[Partition]) -> None:
         held = [partition for partition in partitions if partition in self._assigned]
         self._assigned -= set(held)
+        self._changes += 1
         if held:
             self._consumer.incremental_unassign([TopicPartition(*partition) for partition in held])
 
@@ -137,21 +146,24 @@ class Log:
 
         (`consume(n, t)` would wait for n messages or the deadline.) Errors of callbacks are raised here.
         """
+        before = self._changes
         first = self._consumer.poll(timeout_s)
         messages = [] if first is None else [first, *self._consumer.consume(most - 1, 0)]
         if self._callback_errors:
             raise self._callback_errors.pop(0)
-        return self._sorted_out(messages)
+        return self._sorted_out(messages, self._changes == before)
 
-    def _sorted_out(self, messages: list[Message]) -> Fetched:
+    def _sorted_out(self, messages: list[Message], unchanged: bool) -> Fetched:
+        """`unchanged`: no partition came or went since the first of the messages was fetched."""
         fetched = Fetched()
+        self._note_commits(fetched)
         if any(map(Message.error, messages)):
             for event in (message for message in messages if message.error() is not None):
                 self._note(event, fetched)
             messages = [message for message in messages if message.error() is None]
         if not messages:
             return fetched
-        if len(self._assigned) == 1:
+        if unchanged and len(self._assigned) == 1:
             fetched.messages = {next(iter(self._assigned)): messages}
             return fetched
         for message in messages:
@@ -178,19 +190,24 @@ class Log:
         else:
             fetched.warnings.append(f"{topic}[{number}]: {error.str()}")
 
-    def commit(self, positions: dict[Partition, int], metadata: str) -> str | None:
-        """Commit positions for monitoring, waiting for the answer; the error's text when refused.
+    def _note_commits(self, fetched: Fetched) -> None:
+        while self._answered:
+            error, partitions = self._answered.pop(0)
+            for at in partitions:
+                refused = at.error or error
+                if refused is None:
+                    fetched.committed[(at.topic, at.partition)] = at.offset
+                else:
+                    why = f"offset of {at.topic}[{at.partition}] not committed (checkpoints are made all the same)"
+                    fetched.warnings.append(f"{why}: {refused.str()}")
+
+    def commit(self, partition: Partition, position: int, metadata: str) -> None:
+        """Commit a position and a word for people, without waiting: a fetch tells when it was taken.
 
         Never read back as truth: the manifest has the positions.
         """
-        try:
-            self._consumer.commit(
-                offsets=[TopicPartition(*p, position, metadata) for p, position in positions.items()],
-                asynchronous=False,
-            )
-        except KafkaException as error:
-            return str(error.args[0])
-        return None
+        with contextlib.suppress(KafkaException):  # the group is being left, or has no coordinator: said by the others
+            self._consumer.commit(offsets=[TopicPartition(*partition, position, metadata)], asynchronous=True)
 
     def end_offset(self, partition: Partition) -> int | None:
         """The high watermark as of the last fetch, without asking the broker; None before the first one."""
@@ -200,20 +217,13 @@ class Log:
             return None
         return low_high[1] if low_high and low_high[1] >= 0 else None
 
-    def pause(self, partition: Partition) -> None:
-        self._consumer.pause([TopicPartition(*partition)])
-
-    def resume(self, partition: Partition) -> None:
-        self._consumer.resume([TopicPartition(*partition)])
-
     def close(self) -> None:
-        """Leave the group; on_revoked is called first for what is held.
+        """Leave the group; who has partitions lets them go before, because nobody waits for on_revoked here.
 
         The client waits 5 s for the answer to its request to leave. The broker answers a member's requests in their
         order, and a join only after every other member has joined: one that was killed holds it up until its session
         times out. The request has been sent by then, so its answer is not waited for so long.
         """
-        self._let_go(sorted(self._assigned))
         leaving = threading.Thread(target=self._consumer.close, name="leave-group", daemon=True)
         leaving.start()
         leaving.join(LEAVE_S)

@@ -1,16 +1,15 @@
 """Whether a position belongs to a log: the same topic, no gap before the position, no end before it.
 
-The log is never silently skipped (invariant 8): each mismatch is an error with both sides and what to do. Used
-by whoever opens a checkpoint to read on from it: the consumer asks the brokers here, the api has asked before.
+The log is never silently skipped: each mismatch is an error with both sides and what to do. Used by whoever opens
+a checkpoint to read on from it; what the brokers say is given, `topic_watch.py` has asked them.
 """
 
-import time
 from dataclasses import dataclass
 
+from tidemark.caught_up import now_ms
 from tidemark.errors import LogGap, TopicReplaced
 from tidemark.log import Partition
 from tidemark.manifest import Manifest, TopicIdentity
-from tidemark.topic import Topics
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,21 +25,16 @@ def remedy(collection: str) -> str:
     return f"build a new generation with `tidemark replay {collection} --from earliest`"
 
 
-def check_log(manifest: Manifest, partition: Partition, topic: TopicIdentity, topics: Topics) -> None:
+def check_log(manifest: Manifest, partition: Partition, topic: TopicIdentity, log: LogBounds) -> None:
     """Raise TopicReplaced or LogGap unless reading on from the manifest's position skips nothing."""
     name = f"{partition[0]}[{partition[1]}]"
     advice = remedy(manifest.collection)
     check_identity(name, TopicIdentity(manifest.cluster_id, manifest.topic_id), topic, advice)
-    bounds = LogBounds(
-        topics.starts([partition])[partition],
-        topics.ends([partition])[partition],
-        topics.tombstones_kept_ms(partition[0]),
-    )
-    check_position(name, manifest.position, manifest.created_ms, bounds, advice)
+    check_position(name, manifest.position, manifest.caught_up_ms, log, advice)
 
 
 def check_position(name: str, position: int, as_of_ms: int, log: LogBounds, advice: str) -> None:
-    """Raise LogGap unless the log holds everything since the position, which was current at `as_of_ms`."""
+    """Raise LogGap unless the log holds everything since the position, which held all of the log at `as_of_ms`."""
     if position < log.first:
         raise LogGap(
             f"{name}: the checkpoint is at {position}, the log starts at {log.first}: "
@@ -53,7 +47,7 @@ def check_position(name: str, position: int, as_of_ms: int, log: LogBounds, advi
 
 def check_age(name: str, position: int, as_of_ms: int, log: LogBounds, advice: str) -> None:
     """Raise LogGap when deletes beyond the position may be gone: for a reader that is behind, again and again."""
-    age_ms = time.time_ns() // 1_000_000 - as_of_ms
+    age_ms = now_ms() - as_of_ms
     if log.tombstones_kept_ms is not None and age_ms > log.tombstones_kept_ms and log.end > position:
         raise LogGap(
             f"{name}: position {position} is {age_ms // 1000} s old and the topic is compacted with "

@@ -35,6 +35,9 @@ _UNREACHABLE = {
     KafkaError._RESOLVE,
     KafkaError._AUTHENTICATION,
 }
+# What the caller of a question decides itself.
+_TOPIC_MISSING = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC}
+_ANSWERS = {*_TOPIC_MISSING, KafkaError.TOPIC_ALREADY_EXISTS}
 
 
 class Topics:
@@ -56,7 +59,12 @@ class Topics:
                     f"no broker at {self._addresses} answered within {self._timeout_s:g} s ({what}: "
                     f"{error.args[0].str()}): check kafka.bootstrap.servers, the network and security settings"
                 ) from error
-            raise
+            if error.args[0].code() in _ANSWERS:
+                raise
+            # Leaders being elected, coordinators that load, missing permissions: all may pass.
+            raise BrokerUnreachable(
+                f"{what}: the brokers at {self._addresses} refuse: {error.args[0].str()}"
+            ) from error
 
     def identity(self, topic: str) -> TopicIdentity:
         """Cluster id, topic id and number of partitions; raises TopicMissing."""
@@ -71,7 +79,7 @@ class Topics:
         try:
             return self._ask(f"describing topic {topic!r}", question)  # type: ignore[no-any-return]
         except KafkaException as error:
-            if error.args[0].code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
+            if error.args[0].code() in _TOPIC_MISSING:
                 raise TopicMissing(
                     f"topic {topic!r} does not exist at {self._addresses}: create it (for example "
                     f"`kafka-topics.sh --create --topic {topic} --partitions 4`); only `tidemark up` creates topics"

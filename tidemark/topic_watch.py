@@ -50,16 +50,18 @@ class TopicFacts:
 
 
 class TopicWatch:
-    """Asks about one topic until closed; any thread reads."""
+    """Asks about one topic until closed; any thread reads. `error` and `problem`: why it was not answered last time."""
 
     def __init__(self, settings: Settings, collection: Collection) -> None:
         self._group = settings.consumer.group
         self._topic = collection.topic
         self._topics = Topics(settings.kafka, ASK_TIMEOUT_S)
         self._closing = threading.Event()
+        self._asking = threading.Event()
         self._identity_due = self._committed_due = 0.0
         self._facts: TopicFacts | None = None
         self.problem: str | None = "asking the brokers"
+        self.error: TidemarkError | None = None
         self._thread = threading.Thread(target=self._run, name=f"ask-{collection.topic}", daemon=True)
 
     @property
@@ -72,23 +74,29 @@ class TopicWatch:
         """Look at the topic's identity at the next turn: something does not fit."""
         self._identity_due = 0.0
 
+    def ask_now(self) -> None:
+        """Ask without waiting for the next turn; `facts` are newer soon."""
+        self._asking.set()
+
     def start(self) -> None:
         self._thread.start()
 
     def close(self) -> None:
         self._closing.set()
+        self._asking.set()
 
     def _run(self) -> None:
-        while True:
+        while not self._closing.is_set():
+            self._asking.clear()
             try:
                 self._ask()
-                self.problem = None
+                self.problem = self.error = None
             except TidemarkError as error:
                 self._say(str(error))
+                self.error = error
             except Exception as error:
                 self._say(f"topic {self._topic!r} cannot be looked at: {error}")
-            if self._closing.wait(ENDS_EVERY_S):
-                return
+            self._asking.wait(ENDS_EVERY_S)
 
     def _say(self, problem: str) -> None:
         if problem != self.problem:
