@@ -19,7 +19,6 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy's second thread would spin on 
 
 import argparse
 import logging
-import resource
 import socket
 import sys
 import threading
@@ -46,7 +45,7 @@ def main() -> None:
         service.die_with_parent(arguments.dies_with_parent)
     sys.setswitchinterval(SWITCH_S)
     stopping = service.stop_on_signals()
-    _allow_many_files()
+    service.allow_many_files()
     with counts.directory() as directory:
         workers = Workers({"PROMETHEUS_MULTIPROC_DIR": str(directory)})
         try:
@@ -87,12 +86,6 @@ def _serve(workers: Workers, config: Path | None, stopping: threading.Event) -> 
             workers.turn()
     workers.stop()
     serving.close()
-
-
-def _allow_many_files() -> None:
-    """Tails, segments and partitions hold a descriptor each, and connections more."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 65_536)), hard))
 
 
 def _reserve(host: str, port: int) -> socket.socket:

@@ -32,10 +32,11 @@ from tidemark.exact import exact_search, use_one_thread_per_search
 from tidemark.generation import Generation
 from tidemark.manifest import TopicIdentity
 from tidemark.record import decode
+from tidemark.settings import ConsumerSettings
 from tidemark.view import View
 
 K, QUERIES, BATCH = 10, 500, 5_000
-SEGMENT_ROWS_MAX = 4_000_000  # the default of consumer.segment_rows_max
+SETTINGS = ConsumerSettings()  # type: ignore[call-arg]  # pydantic has the defaults
 COLLECTION = Collection("sift", "sift", sift.DIMENSION, "l2", format="raw")
 TOPIC = TopicIdentity("benchmark", "benchmark")
 RECALL_MIN = 0.95
@@ -115,7 +116,7 @@ class Run:
             self.owned.last_record_at = time.monotonic()
             if self.owned.checkpoint_due(0.0, float("inf"), 65_536):
                 self.owned.checkpoint()
-            advance_builds(self.builder, [self.owned], SEGMENT_ROWS_MAX)
+            advance_builds(self.builder, [self.owned], SETTINGS)
         self.rows.update((id_, row) for id_, row in records if row is not None)
         for id_ in step.deletes.tolist():
             self.rows.pop(id_, None)
@@ -125,8 +126,8 @@ class Run:
     def settle(self) -> None:
         """Let the builder do all that the policy wants when nothing more arrives."""
         self.owned.last_record_at = float("-inf")
-        while self.builder.build is not None or self.owned.wanted_build(SEGMENT_ROWS_MAX, quiet=True):
-            advance_builds(self.builder, [self.owned], SEGMENT_ROWS_MAX)
+        while self.builder.build is not None or self.owned.wanted_build(SETTINGS.segment_rows_max, quiet=True):
+            advance_builds(self.builder, [self.owned], SETTINGS)
             time.sleep(0.005)
         self.owned.checkpoint()
 

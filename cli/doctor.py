@@ -23,7 +23,7 @@ from tidemark.checkpoint import Checkpoints
 from tidemark.collection import Collection
 from tidemark.errors import BrokerUnreachable, TidemarkError
 from tidemark.kafka_settings import producer_settings
-from tidemark.log_check import check_log
+from tidemark.log_check import LogBounds, check_log
 from tidemark.manifest import Manifest, TopicIdentity
 from tidemark.partitioner import partition_of
 from tidemark.printable import printable
@@ -172,8 +172,12 @@ class _Looking:
 
     def _log(self) -> str:
         assert self._identity is not None
-        for partition, (_, manifest) in sorted(self._checkpoints.items()):
-            check_log(manifest, (self._collection.topic, partition), self._identity, self._topics)
+        every = [(self._collection.topic, number) for number in self._checkpoints]
+        starts, ends = self._topics.starts(every), self._topics.ends(every)
+        kept_ms = self._topics.tombstones_kept_ms(self._collection.topic)
+        for number, (_, manifest) in sorted(self._checkpoints.items()):
+            partition = (self._collection.topic, number)
+            check_log(manifest, partition, self._identity, LogBounds(starts[partition], ends[partition], kept_ms))
         return "it holds everything since each checkpoint"
 
     def _placed(self) -> str:

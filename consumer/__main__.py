@@ -40,6 +40,7 @@ def main() -> None:
         service.die_with_parent(arguments.dies_with_parent)
     settings = load(arguments.config)
     service.log_to_stderr(settings.log_format)
+    service.allow_many_files()
     service.give_way(service.CONSUMER_NICE)
     service.run_on(settings.consumer.cpus)
     if arguments.command == "replay":

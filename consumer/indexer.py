@@ -1,32 +1,38 @@
 """The indexer: fetch -> decode -> apply -> checkpoint -> commit, for every partition this member owns.
 
-Invariants: one thread owns the views and the log reader; offsets are committed only after the manifest that
-holds them is durable; a bad record is passed only after its dead letter is acknowledged; whatever happens, the
-next owner replays from the manifest. HTTP threads read `status`, replaced by one assignment.
-Start reading at `run`; `partition.py` is one partition, `builder.py` the child process that indexes.
+Invariants: one thread, the owner, has the views and the log reader, and it never waits for a broker: questions are
+asked by `TopicWatch`, partitions are taken over on side threads, commits and dead letters are answered later. Offsets
+are committed only after the manifest that holds them is durable; a checkpoint passes a bad record only after its dead
+letter is acknowledged; whatever happens, the next owner replays from the manifest. What goes wrong with one partition
+stops that partition, is said (`status`, and beside its committed offset) and is tried again. HTTP threads read
+`status`, replaced by one assignment.
+Start reading at `run`; `take_over.py` makes an owned partition, `partition.py` is one, `builder.py` the child process
+that indexes.
 """
 
 import json
 import logging
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from consumer.builder import Builder
 from consumer.dead_letter import DeadLetters
-from consumer.partition import OwnedPartition, advance_builds, take_over
-from consumer.status import PartitionStatus, Status
+from consumer.partition import Bounds, OwnedPartition, advance_builds
+from consumer.status import PartitionStatus, Status, WaitingStatus
+from consumer.take_over import Cause, Waiting, open_served
 from tidemark import generation
-from tidemark.checkpoint import Checkpoints
+from tidemark.caught_up import now_ms
 from tidemark.collection import Collection
 from tidemark.crash_point import reach
-from tidemark.errors import BrokerUnreachable, CorruptCheckpoint, StaleOwner, StoreUnavailable, TidemarkError
+from tidemark.errors import CorruptCheckpoint, FsyncFailed, StaleOwner, StoreUnavailable, TidemarkError, TopicMissing
 from tidemark.log import Fetched, Log, Partition, Start
-from tidemark.log_check import check_identity, remedy
 from tidemark.record import decode
 from tidemark.settings import Settings
 from tidemark.topic import Topics
+from tidemark.topic_watch import TopicFacts, TopicWatch
 
 logger = logging.getLogger(__name__)
 
@@ -35,23 +41,37 @@ POLL_S = 0.05
 GATHER_S = 0.02
 FEW_FETCHES = {"fetch.min.bytes": 262_144, "fetch.wait.max.ms": 100}
 CURRENT_EVERY_S = 1.0
-IDENTITY_EVERY_S = 30.0
 STALL_S = 60.0
-DEAD_LETTER_TIMEOUT_S = 30.0
+# How long a partition that is let go may wait for its dead letters; what is not acknowledged is read again.
+LETTERS_S = 5.0
+# Checkpoints are read and hashed by so many threads.
+TAKE_OVERS = 4
+# A problem whose words change is told again after so long.
+TELL_EVERY_S = 10.0
+# The brokers keep at most 4,096 bytes beside an offset.
+TOLD_CHARACTERS_MAX = 1_000
 
 
 class Indexer:
-    """Owns the views of the partitions assigned to this process; `run` returns when told to stop."""
+    """Owns the views of the partitions assigned to this process; `run` returns when told to stop.
+
+    Each assigned partition is in `_owned` or in `_waiting`, never in both.
+    """
 
     def __init__(self, settings: Settings, collections: Iterable[Collection]) -> None:
         self._settings = settings
         self._root: Path = settings.checkpoint_root
         self._by_topic = {collection.topic: collection for collection in collections}
         self._owned: dict[Partition, OwnedPartition] = {}
-        self._failed: dict[Partition, TidemarkError] = {}
-        self._topics = Topics(settings.kafka)
+        self._waiting: dict[Partition, Waiting] = {}
+        self._watches = {c.topic: TopicWatch(settings, c) for c in self._by_topic.values()}
+        self._facts: dict[str, TopicFacts] = {}
+        self._current: dict[str, str | None] = {}
+        self._take_overs = ThreadPoolExecutor(TAKE_OVERS, thread_name_prefix="take-over")
         self._dead_letters = DeadLetters(settings.kafka, settings.consumer.group)
         self._builder = Builder(settings.consumer.build_threads)
+        self._bounds = Bounds.of(settings)
+        self._memory_is_full = False
         self._log: Log | None = None
         self._due: dict[str, float] = {}
         self.status = Status()
@@ -59,90 +79,140 @@ class Indexer:
     # -- life ----------------------------------------------------------------------------------------------
 
     def run(self, stopping: Callable[[], bool]) -> None:
-        """Join the group and index until `stopping()`; then checkpoint, commit and leave."""
-        for topic in self._by_topic:
-            self._topics.identity(topic)
-        self._log = Log({**FEW_FETCHES, **self._settings.kafka}, self._settings.consumer.group)
+        """Join the group and index until `stopping()`; then checkpoint, commit and leave.
+
+        Raises FsyncFailed when the disk may have lost what was written: only a new process may go on.
+        """
+        self._refuse_to_start_without_topics()
+        for watch in self._watches.values():
+            watch.start()
+        log = self._log = Log({**FEW_FETCHES, **self._settings.kafka}, self._settings.consumer.group)
         try:
-            self._log.subscribe(list(self._by_topic), self._assigned, self._revoked)
+            log.subscribe(list(self._by_topic), self._assigned, self._revoked)
             while not stopping():
-                self._turn(self._log)
+                self._turn(log)
         finally:
             self._builder.stop()
-            self._log.close()  # on the way, every partition is revoked: checkpoint and commit
+            self._take_overs.shutdown(wait=False, cancel_futures=True)
+            self._revoked([*self._waiting, *self._owned])  # checkpoint and commit
             self._dead_letters.close()
+            log.close()
+            for watch in self._watches.values():
+                watch.close()
+
+    def _refuse_to_start_without_topics(self) -> None:
+        """A mistake in the settings ends the start, in words; one topic that is missing stops its collection only."""
+        topics = Topics(self._settings.kafka)
+        missing: list[TopicMissing] = []
+        for topic in self._by_topic:
+            try:
+                topics.identity(topic)
+            except TopicMissing as error:
+                missing.append(error)
+        if len(missing) == len(self._by_topic):
+            raise missing[0]
+        for problem in missing:
+            logger.error("%s", problem)
 
     def _turn(self, log: Log) -> None:
         fetched = log.fetch(self._settings.consumer.fetch_records, POLL_S)
         self._take(fetched)
-        self._dead_letters.turn()
         if fetched.records < self._settings.consumer.fetch_records // 2:
             time.sleep(GATHER_S)
-        now = time.monotonic()
-        for owned in list(self._owned.values()):
-            self._checkpoint_if_due(owned, now)
-            owned.hold_back(log, self._settings.consumer.unbuilt_rows_max)
-        advance_builds(self._builder, self._owned.values(), self._settings.consumer.segment_rows_max)
+        self._dead_letters.turn()
+        self._note_facts()
         self._now_and_then("current", CURRENT_EVERY_S, self._follow_current)
-        self._now_and_then("identity", IDENTITY_EVERY_S, self._check_topics)
-        self._publish_status(now)
+        for waiting in list(self._waiting.values()):
+            self._advance(waiting, log)
+        self._measure_memory()
+        for owned in list(self._owned.values()):
+            self._checkpoint_if_due(owned)
+            owned.hold_back(log, self._bounds, self._reason_to_hold(owned))
+            self._tell(owned)
+        advance_builds(self._builder, self._owned.values(), self._settings.consumer)
+        self._publish_status(time.monotonic())
 
     def _now_and_then(self, what: str, interval_s: float, action: Callable[[], None]) -> None:
         now = time.monotonic()
-        if now >= self._due.setdefault(what, now + interval_s):
+        if now >= self._due.setdefault(what, 0.0):
             self._due[what] = now + interval_s
             action()
 
     # -- assignment ----------------------------------------------------------------------------------------
 
     def _assigned(self, partitions: list[Partition]) -> list[Start]:
-        return [owned.start for partition in partitions if (owned := self._open(partition)) is not None]
+        """Nothing is read yet: each partition is taken over first, on a side thread."""
+        for partition in partitions:
+            self._waiting[partition] = Waiting(partition, self._by_topic[partition[0]])
+        return []
 
-    def _open(self, partition: Partition) -> OwnedPartition | None:
-        """Take a partition over; None when it cannot be, which is kept and said until it is reassigned."""
-        collection = self._by_topic[partition[0]]
-        self._failed.pop(partition, None)
-        try:
-            served = generation.served(self._root, collection)
-            grace_s = self._settings.checkpoint.grace_s
-            checkpoints = Checkpoints(self._root, collection, served.name, partition[1], grace_s=grace_s)
-            owned = take_over(partition, collection, served, checkpoints, self._topics)
-        except TidemarkError as error:
-            logger.error("partition not taken over: %s", error)
-            self._failed[partition] = error
-            return None
+    def _advance(self, waiting: Waiting, log: Log) -> None:
+        """Take a partition over: begin when it is due, own it when it is done."""
+        if waiting.opening is not None and waiting.opening.done():
+            try:
+                self._own(waiting.opening.result(), log)
+                return
+            except TidemarkError as error:
+                waiting.refuse(error)
+                self._watches[waiting.partition[0]].ask_identity_now()
+                self._tell_of_refusal(waiting, log)
+        cause = self._cause(waiting.collection)
+        if waiting.due(cause):
+            waiting.tried = cause
+            topic, number = waiting.partition
+            waiting.opening = self._take_overs.submit(
+                open_served, self._settings, waiting.collection, number, self._watches[topic]
+            )
+
+    def _cause(self, collection: Collection) -> Cause:
+        facts = self._facts.get(collection.topic)
+        return self._current.get(collection.name), facts.identity if facts else None
+
+    def _own(self, owned: OwnedPartition, log: Log) -> None:
+        del self._waiting[owned.partition]
+        self._owned[owned.partition] = owned
+        log.restart(owned.start)
         logger.info(
             "owns %s[%d] generation %s from position %d (%d rows, epoch %d)",
-            *partition,
-            served.name,
+            *owned.partition,
+            owned.generation.name,
             owned.view.position,
             owned.view.live_rows,
-            checkpoints.epoch,
+            owned.checkpoints.epoch,
         )
-        self._owned[partition] = owned
-        return owned
 
     def _revoked(self, partitions: list[Partition]) -> None:
         """Every revocation may be a loss: publish if we still may, and let go."""
+        held = [partition for partition in partitions if partition in self._owned]
+        self._dead_letters.wait(held, LETTERS_S)
         for partition in partitions:
-            self._failed.pop(partition, None)
-            owned = self._owned.pop(partition, None)
-            if owned is None:
-                continue
-            self._builder.drop(owned.checkpoints)
-            try:
-                if owned.stopped is None and owned.view.position != owned.checkpointed:
-                    self._checkpoint(owned)
-            except (StaleOwner, StoreUnavailable) as error:
-                logger.warning("let go without a checkpoint: %s", error)
-            self._dead_letters.forget(partition)
+            self._waiting.pop(partition, None)
+            if partition in self._owned:
+                self._let_go(self._owned[partition])
+
+    def _let_go(self, owned: OwnedPartition) -> None:
+        """Make a last checkpoint if there is something to keep and it may be made."""
+        del self._owned[owned.partition]
+        self._builder.drop(owned.checkpoints)
+        try:
+            if owned.view.position != owned.checkpointed:
+                self._checkpoint(owned)
+        except (StaleOwner, StoreUnavailable) as error:
+            logger.warning("let go without a checkpoint: %s", error)
+        self._dead_letters.forget(owned.partition)
 
     def _stop_partition(self, owned: OwnedPartition, error: TidemarkError) -> None:
-        logger.error("stopped: %s", error)
-        owned.stopped = error
-        self._builder.drop(owned.checkpoints)
+        """Read and write it no more; as long as it is assigned to us it is taken over again when that can be."""
         assert self._log is not None
+        del self._owned[owned.partition]
+        self._builder.drop(owned.checkpoints)
+        self._dead_letters.forget(owned.partition)
         self._log.stop(owned.partition)
+        waiting = Waiting(owned.partition, owned.collection, committed=owned.committed)
+        waiting.tried = self._cause(owned.collection)
+        waiting.refuse(error)
+        self._waiting[owned.partition] = waiting
+        self._tell_of_refusal(waiting, self._log)
 
     # -- records -------------------------------------------------------------------------------------------
 
@@ -155,7 +225,9 @@ class Indexer:
         for partition, end in fetched.ends.items():
             if owned := self._owned.get(partition):
                 owned.view.advance(end)
-                owned.end = max(owned.end, end)
+        for partition, position in fetched.committed.items():
+            if owned := self._owned.get(partition):
+                owned.committed = position
         for partition, gap in fetched.stopped.items():
             if owned := self._owned.get(partition):
                 self._stop_partition(owned, gap)
@@ -176,94 +248,151 @@ class Indexer:
 
     # -- checkpoints ---------------------------------------------------------------------------------------
 
-    def _checkpoint_if_due(self, owned: OwnedPartition, now: float) -> None:
+    def _measure_memory(self) -> None:
+        """Checkpoint the partition with most rows in memory when all together are too many."""
+        bytes_max = self._settings.checkpoint.bytes
+        in_memory = sum(owned.view.tail_bytes for owned in self._owned.values())
+        if in_memory > bytes_max:
+            max(self._owned.values(), key=lambda owned: owned.view.tail_bytes).memory_wanted = True
+        # Only checkpoints that cannot be made let it get that far.
+        self._memory_is_full = in_memory > (bytes_max if self._memory_is_full else 2 * bytes_max)
+
+    def _reason_to_hold(self, owned: OwnedPartition) -> str | None:
+        """Why reading is to be held back, besides what the partition itself has."""
+        if self._dead_letters.full(owned.partition):
+            return f"waiting for dead letters: {self._dead_letters.problem(owned.partition) or 'not acknowledged yet'}"
+        if self._memory_is_full and owned.view.tail_bytes:
+            return "waiting for a checkpoint: memory is at twice checkpoint.bytes"
+        return None
+
+    def _checkpoint_if_due(self, owned: OwnedPartition) -> None:
         checkpoint = self._settings.checkpoint
-        if owned.stopped is None and owned.checkpoint_due(now, checkpoint.interval_s, checkpoint.rows):
-            try:
-                self._checkpoint(owned)
-            except StaleOwner as error:
-                self._stop_partition(owned, error)
+        if not owned.checkpoint_due(time.monotonic(), checkpoint.interval_s, checkpoint.rows):
+            return
+        if self._dead_letters.outstanding(owned.partition):
+            owned.checkpoint_problem = self._dead_letters.problem(owned.partition)
+            return
+        try:
+            self._checkpoint(owned)
+        except StaleOwner as error:
+            self._stop_partition(owned, error)
+        except FsyncFailed:
+            raise
+        except StoreUnavailable as error:
+            owned.checkpoint_failed(str(error))
 
     def _checkpoint(self, owned: OwnedPartition) -> None:
         """Dead letters acknowledged -> manifest durable -> offsets committed -> obsolete files removed."""
-        if not self._dead_letters.wait([owned.partition], DEAD_LETTER_TIMEOUT_S):
-            why = self._dead_letters.problem(owned.partition) or "dead letters are not acknowledged by the brokers"
-            raise StoreUnavailable(f"{owned.partition[0]}[{owned.partition[1]}]: {why}")
+        if self._dead_letters.outstanding(owned.partition):
+            raise StoreUnavailable(
+                f"{owned.name}: dead letters are not acknowledged "
+                f"({self._dead_letters.problem(owned.partition) or 'no answer yet'}); their records are read again"
+            )
         reach("dead-letters-acknowledged")
         manifest = owned.checkpoint()
-        assert self._log is not None
-        named = json.dumps({"manifest": manifest.version, "generation": manifest.generation})
-        refused = self._log.commit({owned.partition: manifest.position}, named)
-        if refused is None:
-            owned.committed = manifest.position
-        else:
-            logger.warning("offsets not committed (the checkpoint is made all the same): %s", refused)
+        self._commit(owned.partition, manifest.position, manifest.version, owned.generation.name, None)
+        owned.told = None
         reach("committed")
         owned.checkpoints.remove_obsolete()
         reach("obsolete-removed")
 
+    # -- what others are told ------------------------------------------------------------------------------
+
+    def _commit(
+        self,
+        partition: Partition,
+        position: int,
+        version: int | None,
+        made: str | None,
+        problem: str | None,
+        since_ms: int = 0,
+    ) -> None:
+        """Commit a position with a word for people: which checkpoint it is, and what is wrong."""
+        assert self._log is not None
+        told: dict[str, Any] = {"manifest": version, "generation": made}
+        if problem is not None:
+            told |= {"problem": problem[:TOLD_CHARACTERS_MAX], "since_ms": since_ms}
+        self._log.commit(partition, position, json.dumps(told))
+
+    def _tell(self, owned: OwnedPartition) -> None:
+        """Say beside the committed offset why checkpoints or reading stand still, and when that is over."""
+        problem, now = owned.problem, time.monotonic()
+        changed = (problem is None) != (owned.told is None)
+        if problem == owned.told or (not changed and now - owned.told_at < TELL_EVERY_S):
+            return
+        owned.told_at = now
+        if owned.told is None or problem is None:
+            owned.problem_since_ms = None if problem is None else now_ms()
+        owned.told = problem
+        since_ms = owned.problem_since_ms or 0
+        self._commit(
+            owned.partition, owned.checkpointed, owned.checkpoint_version, owned.generation.name, problem, since_ms
+        )
+
+    def _tell_of_refusal(self, waiting: Waiting, log: Log) -> None:
+        """The same of a partition that is refused; not by a stale owner, because another one speaks for it."""
+        if waiting.problem == waiting.told or waiting.stale:
+            return
+        waiting.told = waiting.problem
+        facts = self._facts.get(waiting.partition[0])
+        known = facts.committed.get(waiting.partition[1]) if facts else None
+        first = facts.starts.get(waiting.partition[1]) if facts else None
+        position = waiting.committed if waiting.committed is not None else known.offset if known else first
+        if position is not None:
+            made = self._current.get(waiting.collection.name)
+            self._commit(waiting.partition, position, None, made, waiting.problem, waiting.since_ms)
+
     # -- now and then --------------------------------------------------------------------------------------
+
+    def _note_facts(self) -> None:
+        """Give what the brokers have newly said to the partitions it concerns."""
+        for topic, watch in self._watches.items():
+            facts = watch.facts
+            if facts is None or facts is self._facts.get(topic):
+                continue
+            self._facts[topic] = facts
+            for owned in [owned for owned in self._owned.values() if owned.partition[0] == topic]:
+                try:
+                    owned.note_facts(facts)
+                    self._wake_if_stalled(owned)
+                except TidemarkError as error:
+                    self._stop_partition(owned, error)
 
     def _follow_current(self) -> None:
         """Move to the generation that CURRENT names, when it names another one than ours."""
-        for owned in list(self._owned.values()):
+        for collection in self._by_topic.values():
             try:
-                name = generation.current(self._root, owned.collection.name)
-            except CorruptCheckpoint as error:
+                self._current[collection.name] = generation.current(self._root, collection.name)
+            except (CorruptCheckpoint, StoreUnavailable, OSError) as error:
                 logger.error("CURRENT not followed: %s", error)
-                continue
-            if name is not None and name != owned.generation.name:
-                self._switch_generation(owned)
-
-    def _switch_generation(self, owned: OwnedPartition) -> None:
-        assert self._log is not None
-        self._revoked([owned.partition])
-        self._log.stop(owned.partition)
-        opened = self._open(owned.partition)
-        if opened is not None:
-            self._log.restart(opened.start)
-
-    def _check_topics(self) -> None:
-        """librdkafka does not notice a topic that was deleted and created again: compare its id."""
         for owned in list(self._owned.values()):
-            if owned.stopped is not None:
-                continue
-            name = f"{owned.partition[0]}[{owned.partition[1]}]"
-            try:
-                found = self._topics.identity(owned.partition[0])
-                check_identity(name, owned.topic, found, remedy(owned.collection.name))
-                self._wake_if_stalled(owned)
-            except BrokerUnreachable as error:
-                logger.warning("%s", error)
-            except TidemarkError as error:
-                self._stop_partition(owned, error)
+            name = self._current.get(owned.collection.name)
+            if name is not None and name != owned.generation.name:
+                assert self._log is not None
+                self._log.stop(owned.partition)
+                self._let_go(owned)
+                self._waiting[owned.partition] = Waiting(owned.partition, owned.collection, committed=owned.committed)
 
     def _wake_if_stalled(self, owned: OwnedPartition) -> None:
         """Read a partition again from our position when its end moves on but nothing arrives."""
-        end = self._topics.ends([owned.partition])[owned.partition]
-        owned.end = max(owned.end, end)
         silent = time.monotonic() - owned.last_record_at
-        if end > owned.view.position and silent > STALL_S and not owned.paused:
+        if owned.end > owned.view.position and silent > STALL_S and owned.held is None:
+            behind = owned.end - owned.view.position
             logger.error(
-                "%s[%d]: %d offsets behind and nothing fetched for %.0f s; reading again",
-                *owned.partition,
-                end - owned.view.position,
-                silent,
+                "%s: %d offsets behind and nothing fetched for %.0f s; reading again", owned.name, behind, silent
             )
             assert self._log is not None
             owned.last_record_at = time.monotonic()
             self._log.restart(owned.start)
 
     def _publish_status(self, now: float) -> None:
-        assert self._log is not None
-        partitions = []
         for owned in self._owned.values():
-            owned.end = max(owned.end, self._log.end_offset(owned.partition) or -1, owned.view.position)
-            partitions.append(PartitionStatus.of(owned, now))
+            owned.end = max(owned.end, owned.view.position)
         self.status = Status(
             turned_at=now,
-            partitions=tuple(partitions),
-            failed={f"{topic}[{number}]": str(error) for (topic, number), error in self._failed.items()},
+            partitions=tuple(PartitionStatus.of(owned, now) for owned in self._owned.values()),
+            waiting=tuple(WaitingStatus.of(waiting) for waiting in self._waiting.values()),
+            topics={topic: watch.problem for topic, watch in self._watches.items() if watch.problem},
             building_rows=self._builder.build.rows if self._builder.build else 0,
             builder_pid=self._builder.pid,
         )

@@ -16,7 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from consumer.status import PartitionStatus, Status
+from consumer.status import PartitionStatus, Status, WaitingStatus
 from tidemark.errors import BadConfiguration
 
 # A turn includes a checkpoint; a slow disk may take seconds over one, a wedged loop never comes back.
@@ -39,11 +39,8 @@ _GAUGES: dict[str, tuple[str, Callable[[PartitionStatus], float | None]]] = {
         lambda p: sum(recall < p.recall_target for recall in p.recalls),
     ),
     "owner_epoch": ("Epoch of this writer", lambda p: p.writer_epoch),
-    "partition_paused": ("1 while fetching is paused at the cap of unbuilt rows", lambda p: int(p.paused)),
-    "partition_stopped": (
-        "1 when the partition is stopped by an error",
-        lambda p: int(p.stopped is not None),
-    ),
+    "partition_held": ("1 while reading is held back at a bound", lambda p: int(p.held)),
+    "checkpoint_problem": ("1 while checkpoints or reading stand still", lambda p: int(p.problem is not None)),
 }
 _LABELS = ["collection", "partition"]
 
@@ -69,23 +66,32 @@ class StatusCollector(Collector):
             applied.add_metric(labels, partition.records)
             for reason, count in partition.bad.items():
                 bad.add_metric([*labels, reason], count)
+        refused = GaugeMetricFamily("tidemark_partition_refused", "1 while it cannot be taken over", labels=_LABELS)
+        for waiting in status.waiting:
+            refused.add_metric([waiting.collection, str(waiting.partition)], int(waiting.problem is not None))
         yield applied
         yield bad
+        yield refused
         yield GaugeMetricFamily("tidemark_building_rows", "Rows being built now", value=status.building_rows)
         yield GaugeMetricFamily(
-            "tidemark_partitions_not_taken_over", "Assigned, but not opened", value=len(status.failed)
+            "tidemark_partitions_not_taken_over", "Assigned, but not owned", value=len(status.waiting)
         )
 
 
 def health(status: Status) -> tuple[int, dict[str, Any]]:
     """HTTP status and body of /healthz."""
     silent = time.monotonic() - status.turned_at
-    stopped = {f"{p.topic}[{p.partition}]": p.stopped for p in status.partitions if p.stopped}
+    told: list[PartitionStatus | WaitingStatus] = [*status.waiting, *status.partitions]
     body = {
         "alive": silent < ALIVE_S,
         "turned_seconds_ago": round(silent, 3),
         "partitions": len(status.partitions),
-        "problems": {**status.failed, **stopped},
+        "topics": status.topics,
+        "problems": {
+            f"{each.topic}[{each.partition}]": {"problem": each.problem, "since_ms": each.since_ms}
+            for each in told
+            if each.problem
+        },
     }
     return (200 if silent < ALIVE_S else 503), body
 

@@ -1,8 +1,8 @@
 """One owned partition: its view, its checkpoints, and what stands between it and the log.
 
-`take_over` is the order on assignment: load the checkpoint, check that it belongs to this log (invariant 8),
-claim, and only then say where to start reading. Nothing is ever skipped silently: each mismatch is an error
-that stops this partition and says what to do.
+`take_over.py` makes it. Here is when a checkpoint is due, which segments are to be built, and when reading is held
+back: each bound that holds it is left again, by a checkpoint, by a build or by acknowledged dead letters, and while
+nothing of these can come it does not hold. Used by the owning thread only.
 """
 
 import logging
@@ -11,26 +11,57 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from consumer.builder import Build, Builder
-from tidemark.caught_up import now_ms
-from tidemark.checkpoint import Checkpoints, Loaded
+from tidemark.caught_up import CaughtUp, now_ms
+from tidemark.checkpoint import Checkpoints
 from tidemark.collection import Collection, IndexParameters
 from tidemark.crash_point import reach
-from tidemark.errors import StaleOwner, TidemarkError
+from tidemark.errors import TidemarkError
 from tidemark.generation import Generation
 from tidemark.log import Log, Partition, Start
-from tidemark.log_check import check_log
+from tidemark.log_check import check_age, check_identity, remedy
 from tidemark.manifest import Manifest, SegmentEntry, TopicIdentity
 from tidemark.merge_policy import Candidate, next_build
 from tidemark.segment import Segment
-from tidemark.topic import Topics
+from tidemark.settings import ConsumerSettings, Settings
+from tidemark.topic_watch import TopicFacts
 from tidemark.view import View
 
 logger = logging.getLogger(__name__)
 
-CLAIM_ATTEMPTS = 5
 BACKLOG_OFFSETS = 50_000
 # Nothing has arrived for so long: time to tidy up.
 QUIET_S = 1.0
+# A partition that is held back reads on at this share of the bound.
+RESUME_SHARE = 0.8
+# A checkpoint that could not be made is tried again after so long, twice as long each time.
+RETRY_S, RETRY_S_MAX = 0.5, 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a partition may have before its reading is held back: rows without an index, and rows in memory."""
+
+    unbuilt_rows: int
+    unbuilt_bytes: int
+    memory_rows: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Bounds":
+        consumer = settings.consumer
+        # Only a checkpoint that cannot be made lets more rows than `checkpoint.rows` gather in memory.
+        return cls(consumer.unbuilt_rows_max, consumer.unbuilt_bytes_max, 2 * settings.checkpoint.rows)
+
+
+@dataclass(slots=True)
+class Retry:
+    """When something that failed is tried again."""
+
+    at: float = 0.0
+    _wait_s: float = RETRY_S
+
+    def failed(self) -> None:
+        self.at = time.monotonic() + self._wait_s
+        self._wait_s = min(RETRY_S_MAX, 2 * self._wait_s)
 
 
 @dataclass(slots=True)
@@ -45,16 +76,26 @@ class OwnedPartition:
     checkpoints: Checkpoints
     checkpointed: int
     checkpoint_version: int
+    caught_up: CaughtUp = field(default_factory=lambda: CaughtUp(now_ms()))
     checkpoint_at: float = field(default_factory=time.monotonic)
     clean_at: float = field(default_factory=time.monotonic)
     checkpoint_wanted: bool = False
+    memory_wanted: bool = False
+    checkpoint_retry: Retry = field(default_factory=Retry)
+    checkpoint_problem: str | None = None
     committed: int | None = None
     end: int = -1
-    paused: bool = False
-    stopped: TidemarkError | None = None
+    held: str | None = None
     records: int = 0
     bad: dict[str, int] = field(default_factory=dict)
     last_record_at: float = field(default_factory=time.monotonic)
+    told: str | None = None
+    told_at: float = 0.0
+    problem_since_ms: int | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.partition[0]}[{self.partition[1]}]"
 
     @property
     def index(self) -> IndexParameters:
@@ -63,6 +104,25 @@ class OwnedPartition:
     @property
     def start(self) -> Start:
         return Start(self.partition, self.view.position, self.view.leader_epoch)
+
+    @property
+    def problem(self) -> str | None:
+        """Why its checkpoints stand still or its reading is held back, None when all is well."""
+        return self.checkpoint_problem or self.held
+
+    def note_facts(self, facts: TopicFacts) -> None:
+        """Take what the brokers say of the topic; raises TopicReplaced or LogGap when the partition must stop."""
+        check_identity(self.name, self.topic, facts.identity, remedy(self.collection.name))
+        end = facts.ends.get(self.partition[1])
+        if end is None:
+            return
+        self.end = max(end, self.view.position)
+        self.caught_up.note_end(end, facts.asked_ms)
+        self.caught_up.reach(self.view.position)
+        if bounds := facts.bounds(self.partition[1]):
+            check_age(self.name, self.view.position, self.caught_up.as_of_ms, bounds, remedy(self.collection.name))
+
+    # -- builds --------------------------------------------------------------------------------------------
 
     def candidates(self) -> list[Candidate]:
         """What the merge policy needs to know; under `flat` every segment counts as built once it is merged."""
@@ -75,19 +135,25 @@ class OwnedPartition:
         return self.index.kind == "flat" and rows >= self.index.ann_rows_min
 
     @property
+    def unbuilt_rows(self) -> int:
+        """Rows that a build is to take up, in memory and in segments."""
+        waiting = sum(each.live_rows + each.dead_rows for each in self.candidates() if not each.built)
+        return waiting + self.view.tail_rows
+
+    @property
     def quiet(self) -> bool:
         """Whether nothing has arrived for a while."""
         return time.monotonic() - self.last_record_at > QUIET_S
 
     def wanted_build(self, rows_max: int, quiet: bool) -> list[Segment]:
-        """The segments to make one next; empty when all is well, or while the partition is stopped.
+        """The segments to make one next; empty when all is well.
 
-        During a backlog builds wait until the cap of rows without an index stops the fetching: they would take the
-        cores from those who make records searchable.
+        During a backlog builds wait until a bound has held the reading back: they would take the cores from those who
+        make records searchable.
         """
-        if self.stopped is not None or (self.is_behind and not self.paused):
+        if self.is_behind and self.held is None:
             return []
-        names = next_build(self.candidates(), self.index.ann_rows_min, rows_max, quiet)
+        names = next_build(self.candidates(), self.index.ann_rows_min, rows_max, quiet, self.held is not None)
         return [segment for segment in self.view.searcher.segments if segment.name in names]
 
     @property
@@ -124,92 +190,94 @@ class OwnedPartition:
             entry.recall if entry else 1.0,
         )
 
-    def hold_back(self, log: Log, unbuilt_rows_max: int) -> None:
-        """Pause fetching at the cap of rows without an index, until the builder has caught up by a fifth."""
-        rows = self.view.unbuilt_rows
-        if self.stopped is None and not self.paused and rows > unbuilt_rows_max:
-            log.pause(self.partition)
-            self.paused = self.checkpoint_wanted = True
-            logger.warning("%s[%d]: %d rows wait for an index, fetching pauses", *self.partition, rows)
-        elif self.paused and rows < 0.8 * unbuilt_rows_max:
+    # -- bounds --------------------------------------------------------------------------------------------
+
+    def hold_back(self, log: Log, bounds: Bounds, others: str | None = None) -> None:
+        """Stop reading at a bound, and read on when it is left; `others` is a reason from outside the partition.
+
+        The partition is unassigned and assigned again, not paused: librdkafka keeps a pause over an assignment.
+        """
+        reason = self._over(bounds) or others
+        if self.held is None and reason is not None:
+            log.stop(self.partition)
+            self.checkpoint_wanted = True
+            logger.warning("%s: reading stops at position %d, %s", self.name, self.view.position, reason)
+        elif self.held is not None and reason is None:
             log.restart(self.start)
-            self.paused = False
+            self.last_record_at = time.monotonic()
+            logger.info("%s: reading goes on from position %d", self.name, self.view.position)
+        self.held = reason
+
+    def _over(self, bounds: Bounds) -> str | None:
+        """Which bound is reached and can be left again, in words."""
+        share = 1.0 if self.held is None else RESUME_SHARE
+        rows, row_bytes = self.unbuilt_rows, self.collection.row_bytes
+        # Fewer rows than get an index can never become fewer by a build.
+        rows_max = max(bounds.unbuilt_rows, self.index.ann_rows_min)
+        bytes_max = max(bounds.unbuilt_bytes, self.index.ann_rows_min * row_bytes)
+        if (rows > share * rows_max or rows * row_bytes > share * bytes_max) and self._becomes_fewer:
+            return "waiting for the builder: rows without an index are at their bound"
+        in_memory = self.view.tail_rows + self.view.kept_deletes
+        if in_memory > bounds.memory_rows * (1.0 if self.held is None else 0.5):
+            return "waiting for a checkpoint: rows in memory are at their bound"
+        return None
+
+    @property
+    def _becomes_fewer(self) -> bool:
+        """Whether a checkpoint or a build that is to come lessens the rows without an index."""
+        wanted = next_build(self.candidates(), self.index.ann_rows_min, 2**62, True, True)
+        return bool(self.view.tail_rows or wanted)
+
+    # -- checkpoints ---------------------------------------------------------------------------------------
 
     def checkpoint_due(self, now: float, interval_s: float, rows: int) -> bool:
         """By the age of the oldest record not in one, or by rows in memory; at once when only segments have changed."""
         if self.view.position == self.checkpointed and not self.checkpoint_wanted:
             self.clean_at = now
             return False
-        if self.checkpoint_wanted and not self.view.tail_rows:
+        if now < self.checkpoint_retry.at:
+            return False
+        if self.memory_wanted or (self.checkpoint_wanted and (self.held is not None or not self.view.tail_rows)):
             return True
-        return now - self.clean_at >= interval_s or self.view.tail_rows >= rows
+        return now - self.clean_at >= interval_s or self.view.tail_rows + self.view.kept_deletes >= rows
 
     def checkpoint(self) -> Manifest:
         """Make the view durable; positions up to the manifest's may be committed afterwards."""
-        manifest = self.checkpoints.publish(self.view, now_ms())
+        manifest = self.checkpoints.publish(self.view, self.caught_up.as_of_ms)
         self.checkpointed = manifest.position
         self.checkpoint_version = manifest.version
         self.checkpoint_at = self.clean_at = time.monotonic()
-        self.checkpoint_wanted = False
+        self.checkpoint_wanted = self.memory_wanted = False
+        self.checkpoint_problem, self.checkpoint_retry = None, Retry()
         return manifest
 
+    def checkpoint_failed(self, why: str) -> None:
+        """The checkpoint could not be made: the rows stay in memory, and it is tried again."""
+        if why != self.checkpoint_problem:
+            logger.error("%s: no checkpoint: %s", self.name, why)
+        self.checkpoint_problem = why
+        self.checkpoint_retry.failed()
 
-def advance_builds(builder: Builder, partitions: Iterable[OwnedPartition], rows_max: int) -> None:
+
+def segment_rows_max(settings: ConsumerSettings, collection: Collection) -> int:
+    """The most rows of a merged segment: a build has all of them in memory."""
+    return min(settings.segment_rows_max, max(1, settings.segment_bytes_max // collection.row_bytes))
+
+
+def advance_builds(builder: Builder, partitions: Iterable[OwnedPartition], settings: ConsumerSettings) -> None:
     """Install the build that has ended, if one has, and give out the next, if one is wanted."""
     partitions = list(partitions)
     if finished := builder.finished():
         build, result = finished
         for owned in partitions:
             if owned.checkpoints is build.checkpoints:
-                owned.install(build, result.entry)
+                try:
+                    owned.install(build, result.entry)
+                except TidemarkError as error:  # its inputs are still there: they are built again
+                    logger.error("%s: what was built is not used: %s", owned.name, error)
     if builder.idle:
         for owned in sorted(partitions, key=lambda owned: -owned.view.unbuilt_rows):
-            if inputs := owned.wanted_build(rows_max, owned.quiet):
+            most = segment_rows_max(settings, owned.collection)
+            if inputs := owned.wanted_build(most, owned.quiet or owned.held is not None):
                 builder.start(owned.checkpoints, owned.collection, owned.index, inputs)
                 return
-
-
-def take_over(
-    partition: Partition,
-    collection: Collection,
-    generation: Generation,
-    checkpoints: Checkpoints,
-    topics: Topics,
-    first: int | None = None,
-) -> OwnedPartition:
-    """Load, check and claim a partition; raises an error of tidemark.errors that says what to do.
-
-    Without any checkpoint it starts at `first`, by default where the log starts.
-    """
-    topic = topics.identity(partition[0])
-    if first is None:
-        first = topics.starts([partition])[partition]
-    for _ in range(CLAIM_ATTEMPTS):
-        loaded = checkpoints.load()
-        if loaded is not None:
-            for damage in loaded.damaged:
-                logger.error("damaged checkpoint passed over, its records are replayed: %s", damage)
-            check_log(loaded.manifest, partition, topic, topics)
-        if checkpoints.claim(topic, loaded, first):
-            return _opened(partition, collection, generation, topic, checkpoints, loaded, first)
-    raise StaleOwner(f"{partition[0]}[{partition[1]}]: other writers keep claiming it; not taken over")
-
-
-def _opened(
-    partition: Partition,
-    collection: Collection,
-    generation: Generation,
-    topic: TopicIdentity,
-    checkpoints: Checkpoints,
-    loaded: Loaded | None,
-    first: int,
-) -> OwnedPartition:
-    view = View(collection, partition[1])
-    if loaded is None:
-        view.open((), first, -1, 0)
-    else:
-        manifest = loaded.manifest
-        view.open(loaded.segments, manifest.position, manifest.leader_epoch, manifest.digest)
-    return OwnedPartition(
-        partition, collection, generation, topic, view, checkpoints, view.position, checkpoints.version
-    )

@@ -12,20 +12,25 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from consumer.builder import Builder
-from consumer.partition import OwnedPartition, advance_builds, take_over
+from consumer.dead_letter import DeadLetters
+from consumer.partition import Bounds, OwnedPartition, advance_builds, segment_rows_max
+from consumer.take_over import checkpoints_of, newest_manifest, take_over
 from tidemark import generation
 from tidemark.checkpoint import Checkpoints
 from tidemark.collection import Collection
-from tidemark.errors import BadConfiguration, LogGap
+from tidemark.errors import BadConfiguration, LogGap, StoreUnavailable
 from tidemark.log import Fetched, Log, Partition
+from tidemark.manifest import TopicIdentity
 from tidemark.record import decode
 from tidemark.settings import Settings
 from tidemark.topic import Topics
+from tidemark.topic_watch import TopicWatch
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.1
 REPORT_EVERY_S = 1.0
+LETTERS_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,67 +87,90 @@ class Replay:
         self._settings = settings
         self._collection = collection
         self._topics = Topics(settings.kafka)
+        self._watch = TopicWatch(settings, collection)
         self._builder = Builder(settings.consumer.build_threads)
+        self._dead_letters = DeadLetters(settings.kafka, settings.consumer.group)
         identity = self._topics.identity(collection.topic)
         self._from = starting_positions(self._topics, collection.topic, identity.partitions, start)
         self._start = start
-        self._rows_max = settings.consumer.segment_rows_max
+        self._bounds = Bounds.of(settings)
+        self._read_before = read_before(settings, collection, identity)
         self._owned: dict[Partition, OwnedPartition] = {}
         self._backlog: dict[Partition, int] = {}
+        self._ends: dict[Partition, int] = {}
+        self._settled = False
 
     def run(self, report: Callable[[Progress], None], stopping: Callable[[], bool]) -> str:
         """Build, catch up, switch. Raises LogGap when the log loses records meanwhile."""
         root, collection = self._settings.checkpoint_root, self._collection
         made = generation.create(root, collection, self._start)
         logger.info("replaying %s from %s into generation %s", collection.name, self._start, made.name)
-        for partition, position in self._from.items():
-            checkpoints = Checkpoints(root, collection, made.name, partition[1])
-            owned = take_over(partition, collection, made, checkpoints, self._topics, position)
-            self._owned[partition] = owned
+        self._watch.start()
         log = Log(self._settings.kafka)
         try:
+            for partition, position in self._from.items():
+                checkpoints = checkpoints_of(self._settings, collection, made.name, partition[1])
+                self._owned[partition] = take_over(collection, made, checkpoints, self._watch, position)
             log.assign([owned.start for owned in self._owned.values()])
             self._catch_up(log, report, stopping)
         finally:
             self._builder.stop()
+            self._watch.close()
             log.close()
+            self._dead_letters.close()
         generation.promote(root, collection.name, made.name)
         return made.name
 
     def _catch_up(self, log: Log, report: Callable[[Progress], None], stopping: Callable[[], bool]) -> None:
-        self._backlog = ends = self._topics.ends(list(self._owned))
+        self._backlog = self._ends = self._topics.ends(list(self._owned))
         reported = 0.0
-        while not self._done(ends):
+        while not self._done():
             if stopping():
                 raise InterruptedError("replay stopped; the generation served is as it was")
             self._take(log.fetch(self._settings.consumer.fetch_records, POLL_S))
+            self._dead_letters.turn()
+            self._note_facts()
             for owned in self._owned.values():
                 self._keep_up(owned, log)
-            advance_builds(self._builder, self._owned.values(), self._rows_max)
+            advance_builds(self._builder, self._owned.values(), self._settings.consumer)
             if time.monotonic() - reported > REPORT_EVERY_S:
                 reported = time.monotonic()
-                ends = self._topics.ends(list(self._owned))
-                report(self._progress(ends))
+                report(self._progress())
+        if not self._dead_letters.wait(list(self._owned), LETTERS_S):
+            problems = (self._dead_letters.problem(partition) for partition in self._owned)
+            why = next((problem for problem in problems if problem), "no answer")
+            raise StoreUnavailable(f"dead letters could not be written ({why}); the generation served is as it was")
         for owned in self._owned.values():
-            owned.checkpoint()
-        report(self._progress(ends))
+            self._checkpoint(owned)
+        report(self._progress())
 
-    def _done(self, ends: dict[Partition, int]) -> bool:
+    def _note_facts(self) -> None:
+        facts = self._watch.facts
+        if facts is not None:
+            for partition, owned in self._owned.items():
+                owned.note_facts(facts)
+                self._ends[partition] = owned.end
+
+    def _done(self) -> bool:
         """Caught up with the log, on disk, no build under way, and all built that was in the log when we began."""
-        if any(owned.view.position < ends[partition] for partition, owned in self._owned.items()):
+        if any(owned.view.position < self._ends[partition] for partition, owned in self._owned.items()):
             return False
-        for owned in self._owned.values():
-            if owned.view.position > owned.checkpointed:
-                owned.checkpoint()
+        if not self._settled:  # once: what still arrives is checkpointed by age, as ever
+            self._settled = True
+            for owned in self._owned.values():
+                owned.checkpoint_wanted = owned.memory_wanted = True
+            return False
+        rows_max = segment_rows_max(self._settings.consumer, self._collection)
         return self._builder.build is None and not any(
-            owned.view.built_position < self._backlog[partition] and owned.wanted_build(self._rows_max, quiet=True)
+            owned.view.built_position < self._backlog[partition]
+            and (owned.memory_wanted or owned.wanted_build(rows_max, quiet=True))
             for partition, owned in self._owned.items()
         )
 
-    def _progress(self, ends: dict[Partition, int]) -> Progress:
+    def _progress(self) -> Progress:
         done = sum(owned.view.position - self._from[p] for p, owned in self._owned.items())
-        total = sum(end - self._from[p] for p, end in ends.items())
-        return Progress(done, total, sum(owned.view.unbuilt_rows for owned in self._owned.values()))
+        total = sum(end - self._from[p] for p, end in self._ends.items())
+        return Progress(done, total, sum(owned.unbuilt_rows for owned in self._owned.values()))
 
     def _take(self, fetched: Fetched) -> None:
         for gap in fetched.stopped.values():
@@ -150,8 +178,10 @@ class Replay:
         for partition, messages in fetched.messages.items():
             owned = self._owned[partition]
             batch, bad = decode(messages, self._collection)
-            for record in bad:  # already dead-lettered by the consumer: counted, not sent again
+            for record in bad:
                 owned.bad[record.reason] = owned.bad.get(record.reason, 0) + 1
+                if (record.message.offset() or 0) >= self._read_before.get(partition, 0):
+                    self._dead_letters.send(record, partition, self._collection.dead_letters)
             owned.view.apply(batch)
             owned.last_record_at = time.monotonic()
         for partition, end in fetched.ends.items():
@@ -159,6 +189,27 @@ class Replay:
 
     def _keep_up(self, owned: OwnedPartition, log: Log) -> None:
         checkpoint = self._settings.checkpoint
-        if owned.checkpoint_due(time.monotonic(), checkpoint.interval_s, checkpoint.rows):
-            owned.checkpoint()
-        owned.hold_back(log, self._settings.consumer.unbuilt_rows_max)
+        due = owned.checkpoint_due(time.monotonic(), checkpoint.interval_s, checkpoint.rows)
+        if (due or owned.view.tail_bytes > checkpoint.bytes) and not self._dead_letters.outstanding(owned.partition):
+            self._checkpoint(owned)
+        letters = "waiting for dead letters" if self._dead_letters.full(owned.partition) else None
+        owned.hold_back(log, self._bounds, letters)
+
+    def _checkpoint(self, owned: OwnedPartition) -> None:
+        owned.checkpoint()
+        owned.checkpoints.remove_obsolete()
+
+
+def read_before(settings: Settings, collection: Collection, topic: TopicIdentity) -> dict[Partition, int]:
+    """The positions up to which the generation served has read this topic: its bad records are dead letters already.
+
+    What no consumer has read, after a gap or in a new topic, has no dead letters yet: the replay writes them. Those
+    that a consumer reads meanwhile may be written twice.
+    """
+    root, found = settings.checkpoint_root, {}
+    served = generation.current(root, collection.name)
+    for number in range(topic.partitions if served else 0):
+        newest = newest_manifest(Checkpoints(root, collection, served or "", number))
+        if newest is not None and newest.topic_id == topic.topic_id and newest.cluster_id == topic.cluster_id:
+            found[(collection.topic, number)] = newest.position
+    return found

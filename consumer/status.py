@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from consumer.partition import OwnedPartition
+    from consumer.take_over import Waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +35,9 @@ class PartitionStatus:
     recall_target: float
     records: int
     bad: dict[str, int]
-    paused: bool
-    stopped: str | None
+    held: bool
+    problem: str | None
+    since_ms: int | None
 
     @classmethod
     def of(cls, owned: OwnedPartition, now: float) -> PartitionStatus:
@@ -61,17 +63,35 @@ class PartitionStatus:
             recall_target=owned.index.recall_target,
             records=owned.records,
             bad=dict(owned.bad),
-            paused=owned.paused,
-            stopped=None if owned.stopped is None else str(owned.stopped),
+            held=owned.held is not None,
+            problem=owned.problem,
+            since_ms=owned.problem_since_ms,
         )
 
 
 @dataclass(frozen=True, slots=True)
+class WaitingStatus:
+    """One partition that is assigned and not owned: being taken over, or refused for a `problem` since `since_ms`."""
+
+    collection: str
+    topic: str
+    partition: int
+    problem: str | None
+    since_ms: int
+
+    @classmethod
+    def of(cls, waiting: Waiting) -> WaitingStatus:
+        topic, number = waiting.partition
+        return cls(waiting.collection.name, topic, number, waiting.problem, waiting.since_ms)
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
-    """All partitions as of one turn of the loop; `turned_at` is monotonic seconds."""
+    """All partitions as of one turn of the loop, in monotonic seconds; `topics`: why the brokers say nothing of one."""
 
     turned_at: float = field(default_factory=time.monotonic)
     partitions: tuple[PartitionStatus, ...] = ()
-    failed: dict[str, str] = field(default_factory=dict)
+    waiting: tuple[WaitingStatus, ...] = ()
+    topics: dict[str, str] = field(default_factory=dict)
     building_rows: int = 0
     builder_pid: int | None = None

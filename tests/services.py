@@ -17,8 +17,10 @@ import numpy as np
 from confluent_kafka import Producer
 
 from cli.ports import free_port
+from tidemark.checkpoint import Checkpoints
 from tidemark.generation import current
 from tidemark.kafka_settings import producer_settings
+from tidemark.manifest import Manifest
 from tidemark.service import python
 from tidemark.settings import Settings, load
 from tidemark.topic import Topics
@@ -165,15 +167,24 @@ class Deployment:
         )
 
     def manifest_position(self, partition: int) -> int:
-        from tidemark.checkpoint import Checkpoints
+        """The position of the newest checkpoint, -1 when there is none."""
+        found = self.find_manifest(partition)
+        return -1 if found is None else found.position
 
-        collection = self.settings.collection("docs")
+    def newest_manifest(self, partition: int = 0) -> Manifest:
+        found = self.find_manifest(partition)
+        assert found is not None
+        return found
+
+    def find_manifest(self, partition: int) -> Manifest | None:
         generation = current(self.checkpoints, "docs")
         if generation is None:
-            return -1
-        checkpoints = Checkpoints(self.checkpoints, collection, generation, partition)
-        versions = checkpoints.versions()
-        return checkpoints.read(versions[-1]).position if versions else -1
+            return None
+        checkpoints = Checkpoints(self.checkpoints, self.settings.collection("docs"), generation, partition)
+        while versions := checkpoints.versions():
+            with contextlib.suppress(FileNotFoundError):  # removed as obsolete meanwhile
+                return checkpoints.read(versions[-1])
+        return None
 
 
 def vectors(count: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -29,13 +29,18 @@ class Candidate:
         return self.dead_rows / max(1, self.live_rows + self.dead_rows)
 
 
-def next_build(segments: Sequence[Candidate], ann_rows_min: int, rows_max: int, quiet: bool = False) -> list[str]:
+def next_build(
+    segments: Sequence[Candidate], ann_rows_min: int, rows_max: int, quiet: bool = False, held: bool = False
+) -> list[str]:
     """Names of the segments to be made one, in their order; empty when all is well.
 
     `quiet`: nothing new arrives, so what is left is tidied up; else each row is rewritten as seldom as can be.
+    `held`: reading waits for unbuilt rows to become fewer, so whatever makes them fewer comes first.
     """
     unbuilt = [segment for segment in segments if not segment.built]
     enough = sum(segment.live_rows for segment in unbuilt) >= ann_rows_min
+    if held and unbuilt and (enough or any(segment.dead_rows for segment in unbuilt)):
+        return [segment.name for segment in unbuilt]
     if enough and not quiet and len(unbuilt) >= UNBUILT_SEGMENTS:
         return [segment.name for segment in unbuilt]
     if unbuilt and ((quiet and enough) or len(unbuilt) > TIER_SEGMENTS):

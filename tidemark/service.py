@@ -9,6 +9,7 @@ import gc
 import json
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
@@ -26,6 +27,7 @@ EXIT_UNAVAILABLE = 69
 EXIT_BUG = 1
 
 _PR_SET_PDEATHSIG = 1
+FILES_WANTED = 65_536
 # Where cores are short, searches go first: five more is a third of the share.
 FOLLOWER_NICE, CONSUMER_NICE, BUILD_NICE = 5, 5, 10
 
@@ -117,6 +119,12 @@ def die_with_parent(parent: int, number: int = signal.SIGTERM) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:  # it died before we asked
         sys.exit(1)
+
+
+def allow_many_files() -> None:
+    """Raise the limit of open files: tails, segments and partitions hold a descriptor or two each, connections more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, FILES_WANTED)), hard))
 
 
 def collect_garbage() -> None:

@@ -77,6 +77,7 @@ class CheckpointSettings(_Table):
     url: str = Field("file:///var/lib/tidemark", description="where checkpoints are kept: file:///PATH")
     interval_s: float = Field(5.0, gt=0, description="seconds after which a record is in a checkpoint")
     rows: int = Field(131_072, gt=0, description="rows in memory after which a checkpoint is made")
+    bytes: int = Field(1 << 30, gt=0, description="bytes in memory, of all partitions, after which one is made")
     grace_s: float = Field(
         60.0, ge=0, description="seconds a manifest and its files are kept for readers after it became obsolete"
     )
@@ -90,7 +91,9 @@ class ConsumerSettings(_Table):
     port: int = Field(8081, ge=0, le=65535, description="port of its metrics and health, 0 = a free one")
     fetch_records: int = Field(2_000, ge=1, description="records applied as one batch, at most")
     unbuilt_rows_max: int = Field(1_000_000, gt=0, description="rows without an index at which fetching pauses")
+    unbuilt_bytes_max: int = Field(2 << 30, gt=0, description="bytes of such rows' vectors at which it pauses as well")
     segment_rows_max: int = Field(4_000_000, gt=0, description="rows of a merged segment, at most")
+    segment_bytes_max: int = Field(4 << 30, gt=0, description="bytes of a merged segment's vectors, at most")
     build_threads: int = Field(0, ge=0, description="threads of the builder, 0 = one per core")
     cpus: str = Field("", pattern=_CPUS, description="cores it and its builder run on, such as 0-3,6; empty: all")
 
