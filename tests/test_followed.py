@@ -1,0 +1,117 @@
+"""A followed partition: what it takes over of checkpoints, and what it remembers of them. No broker is asked."""
+
+from pathlib import Path
+
+import numpy as np
+
+from api.followed import Followed
+from api.tail_memory import TailMemory
+from tests.messages import delete, upsert
+from tests.model import Model, Operation
+from tests.test_view import assert_is
+from tidemark.caught_up import now_ms
+from tidemark.checkpoint import Checkpoints
+from tidemark.collection import Collection
+from tidemark.manifest import TopicIdentity
+from tidemark.record import decode
+from tidemark.settings import load
+from tidemark.topic_watch import TopicWatch
+from tidemark.view import View
+
+TOPIC = TopicIdentity("cluster", "topic")
+COLLECTION = Collection("docs", "docs", 2, "l2")
+
+
+class Both:
+    """The owner of a partition, who makes checkpoints, and a follower, over the same log of two-dimensional rows."""
+
+    def __init__(self, root: Path) -> None:
+        path = root / "tidemark.toml"
+        path.write_text(
+            f'[kafka]\nbootstrap.servers = "127.0.0.1:1"\n[checkpoint]\nurl = "{root.as_uri()}"\n'
+            '[collections.docs]\ndimension = 2\nmetric = "l2"\n'
+        )
+        self.memory = TailMemory(2**30)
+        watch = TopicWatch(load(path), COLLECTION)
+        self.followed = Followed(COLLECTION, root, "g000001", 0, watch, 1_000_000, self.memory)
+        self.owner, self.checkpoints = View(COLLECTION, 0), Checkpoints(root, COLLECTION, "g000001", 0)
+        assert self.checkpoints.claim(TOPIC, None, 0)
+        self.model, self.end = Model(), 0
+
+    def put(self, *ids: int) -> None:
+        """Both apply a record for each id, a delete where it is negative."""
+        messages = []
+        for number in ids:
+            id_, vector = b"%d" % abs(number), np.array([number, self.end], np.float32)
+            self.model.apply([Operation(self.end, id_, vector if number >= 0 else None)])
+            messages.append(upsert(self.end, id_, vector) if number >= 0 else delete(self.end, id_))
+            self.end += 1
+        for view in (self.owner, self.followed.view):
+            view.apply(decode(messages, COLLECTION)[0])
+
+    def publish(self, caught_up_ms: int = 1) -> None:
+        self.checkpoints.publish(self.owner, caught_up_ms)
+
+    def take(self) -> list[str]:
+        """Have the follower take the newest checkpoint over; what was damaged of it."""
+        loaded = self.followed.checkpoints.load(self.followed.verified)
+        assert loaded is not None
+        self.followed.take(loaded)
+        return loaded.damaged
+
+
+def test_segments_passed_over_are_not_verified_again_with_every_manifest(tmp_path: Path) -> None:
+    """Their files are damaged once they were verified: whoever reads them again says so."""
+    both = Both(tmp_path)
+    both.publish()
+    both.take()
+    both.put(*range(1, 41))
+    both.publish()
+    both.put(50)  # ahead of the checkpoint: its rows stay in memory, its segment is passed over
+    both.take()
+    assert both.followed.view.searcher.segments == ()
+    for path in both.checkpoints.directory.glob("*/vectors.f32"):
+        path.write_bytes(b"\0" * path.stat().st_size)
+    for first in (60, 70, 80):
+        both.put(first, -first + 55, first + 1)
+        both.publish()
+        both.put(first + 2)
+        assert both.take() == []
+    assert len(list(both.followed.verified)) == 4
+    assert_is(both.followed.view, both.model)
+
+
+def test_a_segment_that_was_passed_over_and_is_searched_later_knows_what_died_meanwhile(tmp_path: Path) -> None:
+    both = Both(tmp_path)
+    both.publish()
+    both.take()
+    for first in (1, 101, 201):
+        both.put(*range(first, first + 50))
+        both.publish()
+        both.put(first + 60, -first, first + 1)
+        both.take()
+        assert both.followed.view.searcher.segments == ()
+        both.put(-(first + 2), first + 3)
+        both.publish()
+    both.put(999)
+    both.memory.bytes_max = 1  # nothing may be kept in memory any more
+    both.put(-102, 5)
+    both.publish()
+    both.put(1000)
+    both.take()
+    assert len(both.followed.view.searcher.segments) > 3
+    assert_is(both.followed.view, both.model)
+    assert both.followed.view.digest == both.model.digest
+
+
+def test_a_position_is_as_old_as_its_checkpoint_says_whenever_that_was_written(tmp_path: Path) -> None:
+    """A claim writes the old position again, just now; a consumer that is behind does as well."""
+    both = Both(tmp_path)
+    long_ago = now_ms() - 3_600_000
+    both.put(1, 2, 3)
+    both.publish(caught_up_ms=long_ago)
+    heir = Checkpoints(tmp_path, COLLECTION, "g000001", 0)
+    assert heir.claim(TOPIC, heir.load(), 0)
+    both.take()
+    assert both.followed.manifest is not None and both.followed.manifest.created_ms > long_ago
+    assert both.followed.status.caught_up_ms == long_ago
