@@ -76,6 +76,9 @@ def _age(milliseconds: int) -> str:
 
 def _why(partition: dict[str, Any]) -> str:
     """The reason the api gives, else what the figures say by themselves."""
-    if partition.get("problem"):
-        return str(partition["problem"])
+    told = [str(partition["problem"])] if partition.get("problem") else []
+    if partition.get("consumer_problem"):
+        told.append(f"consumer: {partition['consumer_problem']}")
+    if told:
+        return "; ".join(told)
     return "catching up" if partition.get("offset_lag") else ""

@@ -1,10 +1,14 @@
 """A followed partition: what it takes over of checkpoints, and what it remembers of them. No broker is asked."""
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from api.followed import Followed
+from api.follower import Follower
 from api.tail_memory import TailMemory
 from tests.messages import delete, upsert
 from tests.model import Model, Operation
@@ -12,10 +16,12 @@ from tests.test_view import assert_is
 from tidemark.caught_up import now_ms
 from tidemark.checkpoint import Checkpoints
 from tidemark.collection import Collection
+from tidemark.errors import LogGap
+from tidemark.log import Log
 from tidemark.manifest import TopicIdentity
 from tidemark.record import decode
 from tidemark.settings import load
-from tidemark.topic_watch import TopicWatch
+from tidemark.topic_watch import TopicFacts, TopicWatch
 from tidemark.view import View
 
 TOPIC = TopicIdentity("cluster", "topic")
@@ -32,8 +38,9 @@ class Both:
             '[collections.docs]\ndimension = 2\nmetric = "l2"\n'
         )
         self.memory = TailMemory(2**30)
-        watch = TopicWatch(load(path), COLLECTION)
-        self.followed = Followed(COLLECTION, root, "g000001", 0, watch, 1_000_000, self.memory)
+        self.settings = load(path)
+        self.watch = TopicWatch(self.settings, COLLECTION)
+        self.followed = Followed(COLLECTION, root, "g000001", 0, self.watch, 1_000_000, self.memory)
         self.owner, self.checkpoints = View(COLLECTION, 0), Checkpoints(root, COLLECTION, "g000001", 0)
         assert self.checkpoints.claim(TOPIC, None, 0)
         self.model, self.end = Model(), 0
@@ -115,3 +122,47 @@ def test_a_position_is_as_old_as_its_checkpoint_says_whenever_that_was_written(t
     both.take()
     assert both.followed.manifest is not None and both.followed.manifest.created_ms > long_ago
     assert both.followed.status.caught_up_ms == long_ago
+
+
+def facts(first: int, end: int, topic: TopicIdentity = TOPIC) -> TopicFacts:
+    return TopicFacts(topic, None, {0: first}, {0: end}, {}, asked_at=time.monotonic(), asked_ms=now_ms())
+
+
+def test_advice_that_was_followed_is_not_given_again(tmp_path: Path) -> None:
+    both = Both(tmp_path)
+    both.put(1, 2, 3)
+    both.publish()
+    both.take()
+    log = Log({"bootstrap.servers": "127.0.0.1:1"})
+    with pytest.raises(LogGap, match="tidemark replay docs"):
+        both.followed.start_reading(log, facts(50, 90))
+    both.followed.replacement = "g000002"
+    with pytest.raises(LogGap, match="generation g000002 takes its place") as told:
+        both.followed.start_reading(log, facts(50, 90))
+    assert "47 offsets were removed unread" in str(told.value)
+    assert "tidemark replay" not in str(told.value)
+    log.close()
+
+
+def test_what_was_refused_is_tried_at_once_when_the_topic_or_the_generation_wanted_changes(tmp_path: Path) -> None:
+    both = Both(tmp_path)
+    both.publish()
+    both.take()
+    follower = Follower(both.settings, COLLECTION, "g000001", both.watch)
+    follower.partitions = (both.followed,)
+    follower._note_changes(facts(0, 1))
+    changes: list[Callable[[], None]] = [
+        lambda: setattr(follower, "replacement", "g000002"),
+        lambda: setattr(follower, "replacement", None),
+    ]
+    for change in changes:
+        both.followed.refuse("for a reason")
+        follower._note_changes(facts(0, 1))
+        assert not both.followed.may_start(time.monotonic())
+        change()
+        follower._note_changes(facts(0, 1))
+        assert both.followed.may_start(time.monotonic())
+    both.followed.refuse("for a reason")
+    follower._note_changes(facts(0, 1, TopicIdentity("cluster", "made again")))
+    assert both.followed.may_start(time.monotonic())
+    follower.close()
