@@ -53,6 +53,15 @@ def test_the_recall_target_is_reached_on_queries_not_seen(kind: IndexKind, dimen
     assert recall(built, rows, queries, 100, metric) >= TARGET - 0.05
 
 
+@pytest.mark.parametrize("offset", [1e3, 1e4])
+def test_the_recall_target_is_reached_far_from_the_origin(offset: float) -> None:
+    vectors = (offset + np.random.default_rng(0).normal(size=(8_200, 16))).astype(np.float32)
+    rows, queries = vectors[:8_000], np.ascontiguousarray(vectors[8_000:])
+    built = index.build(rows, "l2", parameters("ivfpq"), seed=1)
+    assert built[1].recall >= TARGET
+    assert recall(built, rows, queries, 10, "l2") >= TARGET - 0.03
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_in_sorted_order_are_found_as_well(kind: IndexKind) -> None:
     vectors = embeddings(5_000, 16)

@@ -63,6 +63,17 @@ def test_filled_lists_are_those_that_faiss_fills(dimension: int, metric: Metric)
     assert (faiss.serialize_index(ours) == faiss.serialize_index(theirs)).all()
 
 
+@pytest.mark.parametrize("offset", [1e2, 1e4])
+def test_the_nearest_of_many_queries_are_found_far_from_the_origin_and_beside_outliers(offset: float) -> None:
+    rows = (offset + np.random.default_rng(0).normal(size=(10_000, 12))).astype(np.float32)
+    rows[:3] *= np.float32(1e12)
+    queries = np.ascontiguousarray(rows[100:150])
+    found = nearest_of_many(rows, queries, 10, "l2")
+    expected = exact_search(rows, queries, 10, "l2")[1]
+    # Among numbers of 10,000 float32 tells 0.001 apart.
+    assert (np.sort(found, axis=1) == np.sort(expected, axis=1)).mean() > 0.98
+
+
 @pytest.mark.parametrize("metric", ["l2", "cosine", "ip"])
 @pytest.mark.parametrize("count", [3, 4_096, 10_000])
 def test_the_nearest_of_many_queries_are_those_of_an_exact_search(metric: Metric, count: int) -> None:

@@ -15,6 +15,8 @@ from tidemark.collection import Metric
 
 # Products with so many rows at a time stay in the caches.
 _BLOCK_ROWS = 2_048
+# The median of so many is near enough to all rows but for a few far ones.
+_CENTRE_ROWS = 256
 # As many numbers are copied at a time where only some of the rows are searched: 1 MB.
 _COPIED_NUMBERS = 2**18
 
@@ -73,10 +75,16 @@ def nearest_of_many(
     best, labels = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
     worst = np.full((len(queries), 1), np.inf, np.float32)
     gathered: list[tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]] = []
-    negative = -queries
+    # Far from the origin the squares are larger than the differences of distances by more than float32 holds.
+    centre = np.zeros(rows.shape[1], np.float32)
+    if metric == "l2":
+        centre = np.median(rows[:: -(-len(rows) // _CENTRE_ROWS)], axis=0).astype(np.float32)
+    negative: NDArray[np.float32] = centre - queries
     first, width = 0, k
     while first < len(rows):
         block = rows[first : first + width]
+        if metric == "l2":
+            block = block - centre
         scores = negative @ block.T
         if metric == "l2":
             scores += np.einsum("ij,ij->i", block, block) / np.float32(2)
