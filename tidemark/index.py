@@ -17,7 +17,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from tidemark import ivf, pq
+from tidemark import hnsw, ivf, pq
 from tidemark.collection import IndexKind, IndexParameters, Metric
 from tidemark.errors import CorruptCheckpoint
 from tidemark.exact import faiss_metric, nearest_of_many, public_distance
@@ -56,7 +56,7 @@ class SearchParameters:
     centroid is at most `1 + reach` times as far as its third nearest centroid, within bounds; with `reach` 0,
     as earlier versions wrote, just the `effort` nearest.
     `k_factor` times k candidates are ranked exactly. hnsw: `effort` is efSearch.
-    `recall` is recall@10 as measured on held-out rows when the segment was built.
+    `recall` is recall@10 as measured on some of its rows when the segment was built.
     """
 
     effort: int = 0
@@ -252,25 +252,29 @@ def _build_ivfpq(rows: NDArray[np.float32], metric: Metric, lists: int, training
     return Index(index, outliers, encoder, bulk)
 
 
-def _measurement(
-    index: Index, rows: NDArray[np.float32], seed: int, count: int
-) -> Callable[[SearchParameters], SearchParameters]:
-    """Measures recall@10 of search parameters on sampled rows.
+def _sample(index: Index, rows: NDArray[np.float32], seed: int, count: int) -> NDArray[np.int64]:
+    """The numbers of some rows that the index holds."""
+    picked = np.random.default_rng(seed + 1).choice(len(rows), min(count, len(rows)), replace=False)
+    return index.held(len(rows)).among(picked)
 
-    Each sampled row is a query whose own row is left out of the answer, found exactly over all rows. A row is
+
+def _measurement(
+    index: Index, rows: NDArray[np.float32], picked: NDArray[np.int64], left_out: NDArray[np.int64]
+) -> Callable[[SearchParameters], SearchParameters]:
+    """Measures recall@10 of search parameters on the picked rows, among all but those left out.
+
+    Each picked row is a query whose own row is left out of the answer, found exactly over all rows. A row is
     found when it is as near as the 10th nearest: rows of equal distance are equally good answers. Of the rows that the
     index holds: outliers, which are always found, are not there any more when they are deleted.
     """
     metric, alive = index.metric, index.held(len(rows))
-    picked = np.random.default_rng(seed + 1).choice(len(rows), min(count, len(rows)), replace=False)
-    picked = alive.among(picked)
     queries = np.ascontiguousarray(rows[picked])
 
     def distances_of(labels: NDArray[np.int64]) -> NDArray[np.float32]:
         others = np.where(labels == picked[:, None], -1, labels)
         return public_distance(_rank_exactly(rows, queries, others, CALIBRATION_K, metric)[0], metric)
 
-    worst = distances_of(nearest_of_many(rows, queries, 2 * CALIBRATION_K, metric, index.outliers))[:, -1:]
+    worst = distances_of(nearest_of_many(rows, queries, 2 * CALIBRATION_K, metric, left_out))[:, -1:]
 
     def measured(parameters: SearchParameters) -> SearchParameters:
         found = search(index, rows, queries, CALIBRATION_K + 1, parameters, alive)[1]
@@ -304,11 +308,9 @@ def recall_of_narrow(
 
 def _calibrate(index: Index, rows: NDArray[np.float32], target: float, seed: int, queries: int) -> SearchParameters:
     """The cheapest search parameters whose recall@10 on sampled rows reaches the target."""
-    measured = _measurement(index, rows, seed, queries)
     if index.is_hnsw:
-        best = measured(SearchParameters(HNSW_EF_MAX))
-        # efSearch below k counts as k: what was measured with CALIBRATION_K + 1 would not hold for a smaller k.
-        return _least_effort(best, target, CALIBRATION_K, lambda ef: measured(SearchParameters(ef)))
+        return _calibrate_hnsw(index, rows, target, seed, queries)
+    measured = _measurement(index, rows, _sample(index, rows, seed, queries), index.outliers)
     sample = np.ascontiguousarray(rows[:: max(1, len(rows) // CALIBRATION_QUERIES)])
     squares = index.sorted_squares(sample)
     from_squares = np.maximum(squares[:, min(REACH_FROM, index.lists) - 1], np.finfo(np.float32).tiny)
@@ -324,6 +326,19 @@ def _calibrate(index: Index, rows: NDArray[np.float32], target: float, seed: int
         if best.recall >= target:
             break
     return _least_effort(best, target, 1, lambda effort: probing(effort, best.k_factor))
+
+
+def _calibrate_hnsw(
+    index: Index, rows: NDArray[np.float32], target: float, seed: int, queries: int
+) -> SearchParameters:
+    """The same on rows that the graph is searched without, at most a tenth of them, so that it still leads anywhere."""
+    picked = _sample(index, rows, seed, min(queries, len(rows) // 10))
+    nodes = np.searchsorted(index.numbers, picked) if len(index.outliers) else picked
+    with hnsw.without(index.faiss, nodes):
+        measured = _measurement(index, rows, picked, np.union1d(index.outliers, picked))
+        best = measured(SearchParameters(HNSW_EF_MAX))
+        # efSearch below k counts as k: what was measured with CALIBRATION_K + 1 would not hold for a smaller k.
+        return _least_effort(best, target, CALIBRATION_K, lambda ef: measured(SearchParameters(ef)))
 
 
 def _least_effort(
