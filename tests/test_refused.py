@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -117,6 +118,9 @@ def test_a_hundred_partitions_are_taken_over_by_one_consumer(deploy: MakeDeploym
     deployed.produce(_upserts(1_000))
     deployed.wait_until_checkpointed(60)
     assert sum(len(_ids(deployed, number)) for number in range(100)) == 1_000
+    limits = Path(f"/proc/{consumer.process.pid}/limits").read_text()
+    soft, hard = re.search(r"Max open files +(\d+) +(\d+)", limits).groups()  # type: ignore[union-attr]
+    assert int(soft) == min(65_536, int(hard))
     assert consumer.terminate() == 0
 
 
