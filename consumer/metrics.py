@@ -5,10 +5,8 @@ has turned lately, never that a broker is reachable.
 """
 
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -16,7 +14,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+<<<<<<< HEAD
 from consumer.status import PartitionStatus, Status, WaitingStatus
+=======
+from consumer.pages import Page, Pages
+from consumer.status import PartitionStatus, Status
+>>>>>>> eacffac (The consumer's port bounds its clients, and answers HEAD)
 from tidemark.errors import BadConfiguration
 
 # A turn includes a checkpoint; a slow disk may take seconds over one, a wedged loop never comes back.
@@ -96,37 +99,22 @@ def health(status: Status) -> tuple[int, dict[str, Any]]:
     return (200 if silent < ALIVE_S else 503), body
 
 
-def serve(status: Callable[[], Status], host: str, port: int) -> ThreadingHTTPServer:
+def serve(status: Callable[[], Status], host: str, port: int) -> Pages:
     """Serve /metrics and /healthz from a daemon thread; raises BadConfiguration when the port is in use."""
     registry = CollectorRegistry()
     registry.register(StatusCollector(status))
     ProcessCollector(registry=registry)
 
-    class Pages(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if self.path == "/metrics":
-                self._answer(200, generate_latest(registry), "text/plain; version=0.0.4; charset=utf-8")
-            elif self.path == "/healthz":
-                code, body = health(status())
-                self._answer(code, json.dumps(body).encode(), "application/json")
-            else:
-                self._answer(404, b'{"error": "there are /metrics and /healthz"}', "application/json")
+    def metrics() -> Page:
+        return Page(generate_latest(registry), "text/plain; version=0.0.4; charset=utf-8")
 
-        def _answer(self, code: int, body: bytes, content_type: str) -> None:
-            self.send_response(code)
-            self.send_header("content-type", content_type)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
+    def healthz() -> Page:
+        code, body = health(status())
+        return Page(json.dumps(body).encode(), "application/json", code)
 
     try:
-        server = ThreadingHTTPServer((host, port), Pages)
+        return Pages(host, port, {"/metrics": metrics, "/healthz": healthz})
     except OSError as error:
         raise BadConfiguration(
             f"consumer.port: cannot listen on {host}:{port} ({error.strerror}): stop what uses it, or set another port"
         ) from error
-    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
-    return server
