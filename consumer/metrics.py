@@ -14,12 +14,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-<<<<<<< HEAD
-from consumer.status import PartitionStatus, Status, WaitingStatus
-=======
 from consumer.pages import Page, Pages
-from consumer.status import PartitionStatus, Status
->>>>>>> eacffac (The consumer's port bounds its clients, and answers HEAD)
+from consumer.status import PartitionStatus, Status, WaitingStatus
 from tidemark.errors import BadConfiguration
 
 # A turn includes a checkpoint; a slow disk may take seconds over one, a wedged loop never comes back.
