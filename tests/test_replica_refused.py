@@ -1,7 +1,6 @@
 """What a replica says of partitions that are refused, by itself or by the consumer, and when it stops saying so."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -90,6 +89,6 @@ def test_what_the_consumer_says_is_shown_and_what_others_commit_is_ignored(deplo
     assert told == [wanted for _, wanted in SAID]
     assert {p["problem"] for p in partitions(made)} == {None}
     command = [sys.executable, "-P", "-m", "cli.main", "lag", "--api", f"http://127.0.0.1:{made.api_port}"]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=30, env={**os.environ, "COLUMNS": "200"})
-    assert "consumer: disk full" in " ".join(shown.stdout.split()), shown  # in a column, wrapped
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert "consumer: the disk is full" in shown.stdout
     assert "\x1b" not in shown.stdout
