@@ -1,5 +1,6 @@
 """Fixtures: one real broker for the whole run, and a deployment per test."""
 
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -68,3 +69,17 @@ def new_root() -> Iterator[Callable[[], Path]]:
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as directory:
         numbers = count()
         yield lambda: Path(directory) / str(next(numbers))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MiB, mounted for the test."""
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(directory)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"a file system cannot be mounted here: {mounted.stderr.strip()}")
+    yield directory
+    subprocess.run(["umount", "--lazy", str(directory)], check=True)  # lazy: segments that were open are mapped

@@ -144,7 +144,7 @@ def test_a_paused_owner_that_wakes_up_cannot_publish(deploy: MakeDeployment) -> 
     zombie = deployed.start("consumer", TIDEMARK_CHECKPOINT__INTERVAL_S="3600")
     wait_until(lambda: "owns" in zombie.text, 30, zombie.text)
     deployed.produce(_upserts(300))
-    wait_until(lambda: _applied(zombie) == 300, 30, zombie.text)
+    wait_until(lambda: applied(zombie) == 300, 30, zombie.text)
     zombie.process.send_signal(signal.SIGSTOP)
     heir = deployed.start("consumer")
     wait_until(lambda: "owns" in heir.text, 60, heir.text)
@@ -167,7 +167,7 @@ def test_a_paused_owner_that_wakes_up_cannot_publish(deploy: MakeDeployment) -> 
     assert len(_ids(deployed)) == 300 + 80 + 300
 
 
-def _applied(consumer: Service) -> int:
+def applied(consumer: Service) -> int:
     """How many records it has applied, by its own metrics; -1 while it does not say."""
     port = re.search(r"metrics and health on port (\d+)", consumer.text)
     assert port is not None
