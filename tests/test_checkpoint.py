@@ -1,7 +1,9 @@
 """Claims, fencing, falling back from damage, and what is removed when."""
 
 import os
+import re
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,15 +11,15 @@ import msgspec
 import pytest
 
 from tests.messages import delete, upsert
-from tidemark import searcher
+from tidemark import layout, searcher
 from tidemark.caught_up import now_ms
 from tidemark.checkpoint import Checkpoints
-from tidemark.collection import Collection
+from tidemark.collection import Collection, IndexParameters
 from tidemark.errors import CheckpointMismatch, CorruptCheckpoint, NewerFormat, StaleOwner
 from tidemark.manifest import FORMAT, TopicIdentity, encode
 from tidemark.obsolete import MANIFESTS_KEPT
 from tidemark.record import decode
-from tidemark.segment import verify_file
+from tidemark.segment import Segment, verify_file, write_segment
 from tidemark.view import View
 
 COLLECTION = Collection("docs", "docs", 4, "l2")
@@ -43,6 +45,11 @@ def _owner(root: Path, grace_s: float = 60.0) -> tuple[Checkpoints, View]:
 def _apply(view: View, count: int) -> None:
     start = view.position
     messages = [upsert(start + i, b"id-%d" % (start + i), [start + i, 1, 2, 3]) for i in range(count)]
+    view.apply(decode(messages, COLLECTION)[0])
+
+
+def _delete(view: View, ids: list[bytes]) -> None:
+    messages = [delete(view.position + n, id_) for n, id_ in enumerate(ids)]
     view.apply(decode(messages, COLLECTION)[0])
 
 
@@ -83,23 +90,58 @@ def test_two_writers_never_share_a_segment_name(tmp_path: Path) -> None:
     assert first.new_segment_directory() != second.new_segment_directory()
 
 
-@pytest.mark.parametrize("file", ["manifest", "vectors.f32", "rows.arrow"])
-def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path: Path, file: str) -> None:
+def _flip(data: bytes) -> bytes:
+    return data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :]
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "a bit flipped": _flip,
+    "cut": lambda data: data[:-1],
+    "longer": lambda data: data + b"\0",
+    "zeros of the right length": lambda data: bytes(len(data)),
+    "empty": lambda data: b"",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_checkpoint_with_any_damaged_file_falls_back_to_the_one_before(tmp_path: Path, damage: str) -> None:
+    checkpoints, view = _owner(tmp_path)
+    _apply(view, 5)
+    checkpoints.publish(view, CAUGHT_UP_MS)
+    before = set(checkpoints.directory.rglob("*"))
+    _apply(view, 300)
+    rows = view.unsaved_rows()
+    assert rows is not None
+    directory = checkpoints.new_segment_directory()
+    entry = write_segment(directory, rows, "l2", IndexParameters(kind="hnsw", ann_rows_min=64), seed=1)
+    view.saved(Segment(directory, entry, 4, "l2"))
+    _delete(view, [b"id-0", b"id-7"])  # one of each segment
+    newest = checkpoints.publish(view, CAUGHT_UP_MS)
+    new = [path for path in set(checkpoints.directory.rglob("*")) - before if path.is_file()]
+    kinds = sorted(re.sub(r"\d", "", path.name) for path in new)
+    assert kinds == ["dead--.bits", "dead--.bits", "index.faiss", "manifest-.json", "rows.arrow", "vectors.f"]
+    for path in new:
+        whole = path.read_bytes()
+        path.write_bytes(DAMAGE[damage](whole))
+        loaded = _checkpoints(tmp_path).load()
+        assert loaded is not None and loaded.manifest.position == 5
+        assert len(loaded.damaged) == 1 and path.name in loaded.damaged[0]
+        path.write_bytes(whole)
+    whole_again = _checkpoints(tmp_path).load()
+    assert whole_again is not None and whole_again.manifest == newest
+
+
+def test_an_heir_of_a_damaged_checkpoint_claims_above_it(tmp_path: Path) -> None:
     checkpoints, view = _owner(tmp_path)
     for _ in range(2):
         _apply(view, 5)
         newest = checkpoints.publish(view, CAUGHT_UP_MS)
-    damaged = checkpoints.directory / newest.segments[-1].name / file
-    if file == "manifest":
-        damaged = checkpoints.directory / f"manifest-{newest.version:010}.json"
-    data = bytearray(damaged.read_bytes())
-    data[len(data) // 2] ^= 1
-    damaged.write_bytes(data)
-    loaded = _checkpoints(tmp_path).load()
-    assert loaded is not None and loaded.manifest.position == 5
-    assert len(loaded.damaged) == 1
+    damaged = checkpoints.directory / newest.segments[-1].name / layout.ROWS
+    damaged.write_bytes(bytes(damaged.stat().st_size))
     heir = _checkpoints(tmp_path)
-    assert heir.claim(TOPIC, heir.load(), 0)
+    loaded = heir.load()
+    assert loaded is not None and loaded.manifest.position == 5
+    assert heir.claim(TOPIC, loaded, 0)
     assert heir.version == newest.version + 1
 
 
@@ -139,8 +181,7 @@ def _rounds(checkpoints: Checkpoints, view: View, rounds: int) -> None:
 def _replace_first_segment(view: View) -> Path:
     """Kill every row of the oldest segment, and put a build without rows in its place, as a merge does."""
     segment = view.searcher.segments[0]
-    messages = [delete(view.position + n, segment.id_of(n)) for n in range(segment.rows)]
-    view.apply(decode(messages, COLLECTION)[0])
+    _delete(view, [segment.id_of(n) for n in range(segment.rows)])
     view.install(None, [segment.name], {segment.name: segment.dead_mask()})
     return segment.directory
 
