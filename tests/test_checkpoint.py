@@ -236,6 +236,19 @@ def test_orphans_are_removed_and_what_is_named_or_being_written_is_not(tmp_path:
     assert _owner(tmp_path)[1].live_rows == 12
 
 
+def test_a_temporary_file_is_removed_when_it_was_left_behind_and_may_vanish_at_any_time(tmp_path: Path) -> None:
+    checkpoints, view = _owner(tmp_path, grace_s=0)
+    _rounds(checkpoints, view, 6)
+    left, young, vanished = (checkpoints.directory / f".manifest-{n}.tmp" for n in range(3))
+    for path in (left, young):
+        path.write_bytes(b"half")
+    vanished.symlink_to("nowhere")  # listed, and gone when it is looked at
+    old = time.time() - 7200
+    os.utime(left, (old, old))
+    checkpoints.remove_obsolete()
+    assert not left.exists() and young.exists()
+
+
 def test_nothing_that_a_damaged_manifest_may_name_is_removed(tmp_path: Path) -> None:
     checkpoints, view = _owner(tmp_path, grace_s=0)
     _rounds(checkpoints, view, 6)

@@ -68,3 +68,13 @@ def test_a_full_disk_is_said_with_what_is_free_and_a_refusal_with_whose_it_has_t
             files.create(tmp_path / "manifest", b"one")
         assert str(tmp_path) in str(told.value)
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_finds_no_room_says_so(tmp_path: Path) -> None:
+    def fail(operation: str, path: Path) -> None:
+        if operation == "locking":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with files.watched(fail), pytest.raises(StoreUnavailable, match=r"locking of .* failed: No space left on device"):
+        files.DirectoryLock(tmp_path, "us")
+    files.DirectoryLock(tmp_path, "us").close()
