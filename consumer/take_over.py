@@ -115,7 +115,9 @@ def take_over(
             check_log(loaded.manifest, partition, facts.identity, bounds)
         start = bounds.first if first is None else first
         if checkpoints.claim(facts.identity, loaded, start):
-            return _opened(partition, collection, made, facts.identity, checkpoints, loaded, start)
+            owned = _opened(partition, collection, made, facts.identity, checkpoints, loaded, start)
+            owned.note_facts(facts)  # from its first turn on it knows whether it is behind
+            return owned
     raise StaleOwner(f"{partition[0]}[{partition[1]}]: other writers keep claiming it; not taken over")
 
 
