@@ -23,6 +23,7 @@ import msgspec
 from api.followed import Followed
 from api.status import FollowerStatus
 from api.tail_memory import TailMemory
+from api.two_partitions import TwoPartitions
 from tidemark import service
 from tidemark.checkpoint import Checkpoints, Loaded
 from tidemark.collection import Collection
@@ -79,6 +80,7 @@ class Follower:
         self._newest: dict[int, int] = {}
         self._seen: tuple[TopicIdentity | None, str | None] = (None, None)
         self._memory = TailMemory(settings.api.tail_bytes_max)
+        self._two_partitions = TwoPartitions()
         self._due: dict[str, float] = {}
         self._warned: dict[str, float] = {}
         self._thread = threading.Thread(target=self._run, name=f"follow-{collection.name}-{generation}", daemon=True)
@@ -140,6 +142,8 @@ class Follower:
                 self._closing.wait(GATHER_S)
         self._open_found()
         self._take_opened(log)
+        if self.caught_up_once and not self.frozen:
+            self._two_partitions.turn({f.partition[1]: f.view for f in self.partitions if f.opened})
         every = MANIFESTS_EVERY_S if self.caught_up_once or not self.served else BACKLOG_MANIFESTS_EVERY_S
         self._now_and_then("manifests", every, self._look_for_manifests)
         self._now_and_then("ends", ENDS_EVERY_S, lambda: self._look_at_partitions(log))
@@ -163,6 +167,7 @@ class Follower:
             error=self.error,
             problem=self.problem,
             turned_at=self.turned_at,
+            ids_in_two_partitions=self._two_partitions.count,
             partitions=[followed.status for followed in sorted(self.partitions, key=lambda f: f.partition)],
         )
         self.document.write(msgspec.json.encode(status))
@@ -203,6 +208,7 @@ class Follower:
         batch, bad = decode(messages, self.collection)
         followed.bad_records += len(bad)  # the consumer writes the dead letters
         view.apply(batch)
+        self._two_partitions.offer(followed.partition[1], batch)
         followed.publish()
         followed.freshness.observe(messages[0].timestamp()[1], batch.newest_timestamp, fetched_at, self.caught_up_once)
 

@@ -81,12 +81,25 @@ def of_collection(served: Served) -> dict[str, Any]:
         "next_generation": collection.next_generation if collection else None,
         "ready": served.not_ready() is None,
         "problem": follower.problem,
+        "ids_in_two_partitions": follower.status.ids_in_two_partitions,
+        "warning": _warning(follower),
         "offset_lag": None if None in lags or not lags else sum(lags),
         "time_lag_ms": follower.staleness_ms,
         "unbuilt_rows": sum(partition["unbuilt_rows"] for partition in partitions),
         "live_rows": sum(partition["live_rows"] for partition in partitions),
         "partitions": partitions,
     }
+
+
+def _warning(follower: FollowerMirror) -> str | None:
+    """What is wrong with the records themselves, None when nothing is known to be."""
+    twice = follower.status.ids_in_two_partitions
+    if not twice:
+        return None
+    return (
+        f"{twice} ids of a sample live in two partitions: producers of the topic place ids by different partitioners; "
+        f"run `tidemark doctor {follower.collection.name}`"
+    )
 
 
 def problems(replica: Replica) -> dict[str, list[dict[str, Any]]]:

@@ -85,11 +85,15 @@ class _FollowerCollector(Collector):
             "tidemark_apply_latency_seconds", "From a record's fetch to searchable", labels=_LABELS
         )
         ready = GaugeMetricFamily("tidemark_ready", "1 when caught up once", labels=["collection"])
+        twice = GaugeMetricFamily(
+            "tidemark_ids_in_two_partitions", "Ids of a sample that live in two partitions", labels=["collection"]
+        )
         for name, served in self._replica.collections.items():
             ready.add_metric([name], int(served.not_ready() is None))
             if served.status is None:
                 continue
             served.follower.open_coming()
+            twice.add_metric([name], served.follower.status.ids_in_two_partitions)
             for partition in served.follower.partitions:
                 status = partition.status
                 labels = [name, str(status.view.partition)]
@@ -98,7 +102,7 @@ class _FollowerCollector(Collector):
                         gauges[gauge].add_metric(labels, value)
                 visible.add_metric(labels, _buckets(status.visible), status.visible.sum_s)
                 fetched.add_metric(labels, _buckets(status.fetched), status.fetched.sum_s)
-        yield from (*gauges.values(), visible, fetched, ready)
+        yield from (*gauges.values(), visible, fetched, ready, twice)
 
 
 def _values(partition: PartitionMirror, recall_target: float) -> dict[str, float | None]:

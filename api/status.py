@@ -49,6 +49,7 @@ class FollowerStatus(msgspec.Struct, frozen=True):
     error: str | None = None
     problem: str | None = "starting"
     turned_at: float = 0.0
+    ids_in_two_partitions: int = 0
     partitions: list[PartitionStatus] = []
 
     @property

@@ -53,6 +53,8 @@ def _of_collection(found: dict[str, Any]) -> list[RenderableType]:
     heading = f"{found['collection']}  {found.get('generation') or 'no generation yet'}  {state}"
     if found.get("problem"):
         heading += f"  ({found['problem']})"
+    if found.get("warning"):
+        heading += f"  warning: {found['warning']}"
     rows = [
         (str(partition["partition"]), *(_figure(name, partition.get(name)) for name in _FIELDS), _why(partition))
         for partition in found["partitions"]

@@ -167,6 +167,16 @@ class View(SearchedView):
         found = ((segment, segment.find(hashes, ordered)) for segment in self.searcher.segments)
         return [(segment, rows) for segment, rows in found if len(rows)]
 
+    def holding(self, ids: list[bytes]) -> set[bytes]:
+        """Those of the ids that live here; for the thread that applies."""
+        if not ids:
+            return set()
+        start = self.searcher.tails[0].start
+        found = {id_ for id_ in ids if self._recent.get(id_, -1) >= start}
+        for segment, rows in self._find(hash_ids(ids), ids):
+            found.update(segment.id_of(row) for row in rows.tolist())
+        return found
+
     @property
     def uncoded(self) -> int:
         """Rows of the tail that has most of them without codes; few are not worth it."""
