@@ -139,7 +139,8 @@ class Engine:
 
 def _outside() -> list[Path]:
     """What podman makes outside of its directory."""
-    return [Path("/var/lib/containers"), Path("/var/lib/containers/cache"), *sorted(_CGROUPS.glob("*/libpod_parent"))]
+    groups = [path for root in _CGROUPS.glob("*/libpod_parent") for path in (root, *root.rglob("*")) if path.is_dir()]
+    return [Path("/var/lib/containers"), Path("/var/lib/containers/cache"), *sorted(groups)]
 
 
 def words_of(options: dict[str, Sequence[str]]) -> list[str]:
