@@ -30,8 +30,8 @@ from tidemark.settings import IndexSettings, Settings, load
 
 logger = logging.getLogger("consumer")
 
-# Closing may hang while a rebalance is pending (librdkafka); by then the checkpoint is durable.
-CLOSE_S = 30.0
+# The last checkpoint and leaving the group, on a slow disk; less than what a container's stop is given.
+CLOSE_S = 50.0
 
 
 def main() -> None:
@@ -84,8 +84,8 @@ def _member_name(settings: Settings) -> str:
 def _exit_if_close_hangs(stopping: threading.Event) -> None:
     stopping.wait()
     threading.Event().wait(CLOSE_S)
-    logger.error("closing took more than %.0f s: leaving without it (the checkpoint is safe)", CLOSE_S)
-    os._exit(0)
+    logger.error("stopping took more than %.0f s: ended; what is in no checkpoint is read again", CLOSE_S)
+    os._exit(service.EXIT_UNAVAILABLE)
 
 
 def _replay(settings: Settings, arguments: argparse.Namespace) -> None:

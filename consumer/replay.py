@@ -18,7 +18,7 @@ from consumer.take_over import checkpoints_of, newest_manifest, take_over
 from tidemark import generation
 from tidemark.checkpoint import Checkpoints
 from tidemark.collection import Collection
-from tidemark.errors import BadConfiguration, LogGap, StoreUnavailable
+from tidemark.errors import BadConfiguration, LogGap, StoreUnavailable, TidemarkError
 from tidemark.log import Fetched, Log, Partition
 from tidemark.manifest import TopicIdentity
 from tidemark.record import decode
@@ -126,7 +126,7 @@ class Replay:
         reported = 0.0
         while not self._done():
             if stopping():
-                raise InterruptedError("replay stopped; the generation served is as it was")
+                raise TidemarkError("replay stopped; the generation served is as it was")
             self._take(log.fetch(self._settings.consumer.fetch_records, POLL_S))
             self._dead_letters.turn()
             self._note_facts()

@@ -163,3 +163,15 @@ def test_a_replay_of_a_topic_that_is_written_to_makes_few_checkpoints_while_it_b
         writer.join()
     # A claim, one when it had caught up, one with the index, the last one; each may have one more beside it.
     assert deployed.newest_manifest().version <= 8
+
+
+def test_a_replay_that_is_stopped_says_that_nothing_has_changed(deploy: MakeDeployment) -> None:
+    deployed = deploy()
+    deployed.produce(_rows(30_000))
+    replay = deployed.start(
+        "consumer", "replay", "docs", "--index", json.dumps({"kind": "hnsw", "ef_construction": 400})
+    )
+    wait_until(lambda: "offsets" in replay.text, 30, replay.text)
+    assert replay.terminate() == 69
+    assert "the generation served is as it was" in replay.text
+    assert "Traceback" not in replay.text
