@@ -15,7 +15,7 @@ from api.follower import Follower
 from api.status import CollectionStatus, ReplicaStatus
 from tidemark import generation
 from tidemark.collection import Collection
-from tidemark.errors import CorruptCheckpoint
+from tidemark.errors import CorruptCheckpoint, StoreUnavailable
 from tidemark.settings import Settings
 from tidemark.shared_memory import Document
 from tidemark.topic_watch import TopicWatch
@@ -56,7 +56,7 @@ class Served:
         """What CURRENT names; when it cannot be read, what is served stays, and that is said once."""
         try:
             name, problem = generation.current(self._settings.checkpoint_root, self.collection.name), None
-        except (CorruptCheckpoint, OSError) as error:
+        except (CorruptCheckpoint, StoreUnavailable) as error:
             name, problem = None, str(error)
         if problem is not None and problem != self._said:
             logger.error("CURRENT not followed: %s", problem)

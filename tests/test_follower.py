@@ -256,3 +256,13 @@ def test_a_stopped_api_leaves_within_seconds_and_a_taken_port_is_explained(kafka
         started = time.monotonic()
         assert process.stop() == 0
         assert time.monotonic() - started < 6
+
+
+def test_a_current_that_cannot_be_read_is_said_and_what_is_served_stays(tmp_path: Path, kafka: str) -> None:
+    with world(tmp_path, kafka) as made:
+        current = tmp_path / "checkpoints" / "docs" / "CURRENT"
+        current.mkdir(parents=True)  # reading it fails, as on a disk that answers EIO
+        process, client = made.ready_api()
+        process.wait_for_line(r"CURRENT not followed: reading of .*CURRENT failed: Is a directory")
+        made.produce(rows(10))
+        eventually(lambda: client.get("/collections/docs").json()["live_rows"] == 10)
