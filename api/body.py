@@ -57,7 +57,10 @@ def _parsed(said: bytes) -> tuple[str, str]:
     found = message.get_content_type()
     if found.startswith("application/") and found.endswith("+json"):
         found = JSON
-    return found, message.get_content_charset("utf-8")
+    try:
+        return found, message.get_content_charset("utf-8")
+    except (TypeError, ValueError):  # a parameter given in two of the ways of RFC 2231
+        return "", ""
 
 
 def is_encoded(content_encoding: bytes) -> bool:

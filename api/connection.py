@@ -11,8 +11,9 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
+from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from api import problems
@@ -58,6 +59,7 @@ class Connection(HttpToolsProtocol):
         self._awaits, self._since = REQUEST, 0.0
         self._newest, self._unread = 0, 0  # bytes at hand; those since a part of a request began or ended, or body came
         self._timer: asyncio.TimerHandle | None = None
+        self._answering: RequestResponseCycle | None = None
         self._refusal: tuple[int, str, str] | None = None
 
     # -- the life of a connection --------------------------------------------------------------------------
@@ -71,6 +73,16 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._stop_timer()
+        if self._answering is not None:  # not always the newest cycle, the only one that uvicorn tells
+            self._answering.disconnected = True
+            self._answering.message_event.set()
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn closes in any case
+        """A client that only sends no more still gets its answers: it may have closed just its half."""
+        if self._is_answered or self._awaits in (NEW_BODY, BODY):
+            return False
+        self.cycle.keep_alive = False
+        return True
 
     def timeout_keep_alive_handler(self) -> None:
         """Close what has rested for long, also when the last answer has not been read yet."""
@@ -134,6 +146,13 @@ class Connection(HttpToolsProtocol):
     @property
     def _head_bytes(self) -> int:
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Said to nobody: an upgrade is an offer, which any client may make with every request."""
 
     def on_body(self, body: bytes) -> None:
         super().on_body(body)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -226,6 +227,30 @@ def test_what_was_asked_before_a_bad_request_is_still_answered(app: tuple[App, h
         app[0].go_on.set()
         assert [connection.answer().json["path"] for _ in range(2)] == ["/slow", "/small"]
         assert connection.is_closed()
+
+
+def test_a_client_that_has_closed_its_half_is_still_answered(app: tuple[App, httpx.Client]) -> None:
+    with connected(app[1]) as connection:
+        connection.send(b"GET /slow HTTP/1.1\r\nhost: tests\r\n\r\n" + HEAD + b"\r\n")
+        connection.socket.shutdown(socket.SHUT_WR)
+        wait_until(lambda: app[0].slow == 1)
+        app[0].go_on.set()
+        assert [connection.answer().json["path"] for _ in range(2)] == ["/slow", "/small"]
+        assert connection.is_closed()
+
+
+def test_answers_to_a_client_that_is_gone_fail_nothing(
+    app: tuple[App, httpx.Client], caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(1, 4):
+        with connected(app[1]) as connection:
+            connection.send(b"GET /slow HTTP/1.1\r\nhost: tests\r\n\r\n" + (HEAD + b"\r\n") * number)
+            wait_until(lambda number=number: app[0].slow == number)
+            connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    time.sleep(0.2)  # for the resets to arrive
+    app[0].go_on.set()
+    assert app[1].get("/slow").status_code == 200
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_half_a_request_is_waited_for_from_when_the_one_before_is_answered(app: tuple[App, httpx.Client]) -> None:

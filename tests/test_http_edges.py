@@ -110,6 +110,7 @@ def test_an_odd_name_of_a_collection_is_not_found(client: httpx.Client, name: st
         (b"text/plain", 415, 415),
         (b"text/json+json", 415, 415),
         (b"application", 415, 415),
+        (b"application/json; charset*=utf-8''x; charset*1=b", 415, 415),
         (b";", 415, 415),
         (b"x" * 5_000, 415, 415),
         (b"\xff\xfe", 415, 415),
