@@ -10,7 +10,6 @@ Start reading at `run`; `take_over.py` makes an owned partition, `partition.py` 
 that indexes.
 """
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -23,8 +22,8 @@ from consumer.dead_letter import DeadLetters
 from consumer.partition import Bounds, OwnedPartition, advance_builds
 from consumer.status import PartitionStatus, Status, WaitingStatus
 from consumer.take_over import Cause, Waiting, open_served
+from consumer.told import Told
 from tidemark import generation
-from tidemark.caught_up import now_ms
 from tidemark.collection import Collection
 from tidemark.crash_point import reach
 from tidemark.errors import CorruptCheckpoint, FsyncFailed, StaleOwner, StoreUnavailable, TidemarkError, TopicMissing
@@ -46,10 +45,6 @@ STALL_S = 60.0
 LETTERS_S = 5.0
 # Checkpoints are read and hashed by so many threads.
 TAKE_OVERS = 4
-# A problem whose words change is told again after so long.
-TELL_EVERY_S = 10.0
-# The brokers keep at most 4,096 bytes beside an offset.
-TOLD_CHARACTERS_MAX = 1_000
 
 
 class Indexer:
@@ -72,7 +67,8 @@ class Indexer:
         self._builder = Builder(settings.consumer.build_threads)
         self._bounds = Bounds.of(settings)
         self._memory_is_full = False
-        self._log: Log | None = None
+        self._log = Log({**FEW_FETCHES, **settings.kafka}, settings.consumer.group)
+        self._told = Told(self._log)
         self._due: dict[str, float] = {}
         self.status = Status()
 
@@ -86,7 +82,7 @@ class Indexer:
         self._refuse_to_start_without_topics()
         for watch in self._watches.values():
             watch.start()
-        log = self._log = Log({**FEW_FETCHES, **self._settings.kafka}, self._settings.consumer.group)
+        log = self._log
         try:
             log.subscribe(list(self._by_topic), self._assigned, self._revoked)
             while not stopping():
@@ -123,12 +119,13 @@ class Indexer:
         self._note_facts()
         self._now_and_then("current", CURRENT_EVERY_S, self._follow_current)
         for waiting in list(self._waiting.values()):
-            self._advance(waiting, log)
+            self._advance(waiting)
         self._measure_memory()
         for owned in list(self._owned.values()):
             self._checkpoint_if_due(owned)
-            owned.hold_back(log, self._bounds, self._reason_to_hold(owned))
-            self._tell(owned)
+            if owned.partition in self._owned:  # not by a stale owner, who has let go of it
+                owned.hold_back(log, self._bounds, self._reason_to_hold(owned))
+                self._told.problem_of(owned)
         advance_builds(self._builder, self._owned.values(), self._settings.consumer)
         self._publish_status(time.monotonic())
 
@@ -146,16 +143,16 @@ class Indexer:
             self._waiting[partition] = Waiting(partition, self._by_topic[partition[0]])
         return []
 
-    def _advance(self, waiting: Waiting, log: Log) -> None:
+    def _advance(self, waiting: Waiting) -> None:
         """Take a partition over: begin when it is due, own it when it is done."""
         if waiting.opening is not None and waiting.opening.done():
             try:
-                self._own(waiting.opening.result(), log)
+                self._own(waiting.opening.result())
                 return
             except TidemarkError as error:
                 waiting.refuse(error)
                 self._watches[waiting.partition[0]].ask_identity_now()
-                self._tell_of_refusal(waiting, log)
+                self._tell_of_refusal(waiting)
         cause = self._cause(waiting.collection)
         if waiting.due(cause):
             waiting.tried = cause
@@ -164,14 +161,18 @@ class Indexer:
                 open_served, self._settings, waiting.collection, number, self._watches[topic]
             )
 
+    def _tell_of_refusal(self, waiting: Waiting) -> None:
+        made, facts = self._current.get(waiting.collection.name), self._facts.get(waiting.partition[0])
+        self._told.refusal_of(waiting, made, facts)
+
     def _cause(self, collection: Collection) -> Cause:
         facts = self._facts.get(collection.topic)
         return self._current.get(collection.name), facts.identity if facts else None
 
-    def _own(self, owned: OwnedPartition, log: Log) -> None:
+    def _own(self, owned: OwnedPartition) -> None:
         del self._waiting[owned.partition]
         self._owned[owned.partition] = owned
-        log.restart(owned.start)
+        self._log.restart(owned.start)
         logger.info(
             "owns %s[%d] generation %s from position %d (%d rows, epoch %d)",
             *owned.partition,
@@ -203,7 +204,6 @@ class Indexer:
 
     def _stop_partition(self, owned: OwnedPartition, error: TidemarkError) -> None:
         """Read and write it no more; as long as it is assigned to us it is taken over again when that can be."""
-        assert self._log is not None
         del self._owned[owned.partition]
         self._builder.drop(owned.checkpoints)
         self._dead_letters.forget(owned.partition)
@@ -212,7 +212,7 @@ class Indexer:
         waiting.tried = self._cause(owned.collection)
         waiting.refuse(error)
         self._waiting[owned.partition] = waiting
-        self._tell_of_refusal(waiting, self._log)
+        self._tell_of_refusal(waiting)
 
     # -- records -------------------------------------------------------------------------------------------
 
@@ -289,58 +289,11 @@ class Indexer:
                 f"({self._dead_letters.problem(owned.partition) or 'no answer yet'}); their records are read again"
             )
         reach("dead-letters-acknowledged")
-        manifest = owned.checkpoint()
-        self._commit(owned.partition, manifest.position, manifest.version, owned.generation.name, None)
-        owned.told = None
+        owned.checkpoint()
+        self._told.checkpointed(owned)
         reach("committed")
         owned.checkpoints.remove_obsolete()
         reach("obsolete-removed")
-
-    # -- what others are told ------------------------------------------------------------------------------
-
-    def _commit(
-        self,
-        partition: Partition,
-        position: int,
-        version: int | None,
-        made: str | None,
-        problem: str | None,
-        since_ms: int = 0,
-    ) -> None:
-        """Commit a position with a word for people: which checkpoint it is, and what is wrong."""
-        assert self._log is not None
-        told: dict[str, Any] = {"manifest": version, "generation": made}
-        if problem is not None:
-            told |= {"problem": problem[:TOLD_CHARACTERS_MAX], "since_ms": since_ms}
-        self._log.commit(partition, position, json.dumps(told))
-
-    def _tell(self, owned: OwnedPartition) -> None:
-        """Say beside the committed offset why checkpoints or reading stand still, and when that is over."""
-        problem, now = owned.problem, time.monotonic()
-        changed = (problem is None) != (owned.told is None)
-        if problem == owned.told or (not changed and now - owned.told_at < TELL_EVERY_S):
-            return
-        owned.told_at = now
-        if owned.told is None or problem is None:
-            owned.problem_since_ms = None if problem is None else now_ms()
-        owned.told = problem
-        since_ms = owned.problem_since_ms or 0
-        self._commit(
-            owned.partition, owned.checkpointed, owned.checkpoint_version, owned.generation.name, problem, since_ms
-        )
-
-    def _tell_of_refusal(self, waiting: Waiting, log: Log) -> None:
-        """The same of a partition that is refused; not by a stale owner, because another one speaks for it."""
-        if waiting.problem == waiting.told or waiting.stale:
-            return
-        waiting.told = waiting.problem
-        facts = self._facts.get(waiting.partition[0])
-        known = facts.committed.get(waiting.partition[1]) if facts else None
-        first = facts.starts.get(waiting.partition[1]) if facts else None
-        position = waiting.committed if waiting.committed is not None else known.offset if known else first
-        if position is not None:
-            made = self._current.get(waiting.collection.name)
-            self._commit(waiting.partition, position, None, made, waiting.problem, waiting.since_ms)
 
     # -- now and then --------------------------------------------------------------------------------------
 
@@ -368,7 +321,6 @@ class Indexer:
         for owned in list(self._owned.values()):
             name = self._current.get(owned.collection.name)
             if name is not None and name != owned.generation.name:
-                assert self._log is not None
                 self._log.stop(owned.partition)
                 self._let_go(owned)
                 self._waiting[owned.partition] = Waiting(owned.partition, owned.collection, committed=owned.committed)
@@ -381,7 +333,6 @@ class Indexer:
             logger.error(
                 "%s: %d offsets behind and nothing fetched for %.0f s; reading again", owned.name, behind, silent
             )
-            assert self._log is not None
             owned.last_record_at = time.monotonic()
             self._log.restart(owned.start)
 
