@@ -20,6 +20,7 @@ import numpy as np
 from tidemark import service
 from tidemark.collection import IndexParameters
 from tidemark.crash_point import reach
+from tidemark.errors import TidemarkError
 from tidemark.manifest import SegmentEntry
 from tidemark.segment import Segment, merged, write_segment
 
@@ -78,7 +79,12 @@ def _run_apart(job: Job) -> int:
     if pid == 0:
         service.die_with_parent(builder, signal.SIGKILL)
         service.give_way(service.BUILD_NICE)
-        sys.stdout.buffer.write(msgspec.json.encode(run(job)) + b"\n")
+        try:
+            result = run(job)
+        except (TidemarkError, MemoryError) as error:
+            sys.stderr.write(f"error: {error or 'not enough memory'}\n")
+            os._exit(service.EXIT_UNAVAILABLE)
+        sys.stdout.buffer.write(msgspec.json.encode(result) + b"\n")
         sys.stdout.buffer.flush()
         os._exit(0)
     return os.waitpid(pid, 0)[1]

@@ -41,13 +41,17 @@ class Build:
 
 
 class Builder:
-    """Start a build with `start`, ask for its end with `finished`; both return at once."""
+    """Start a build with `start`, ask for its end with `finished`; both return at once.
+
+    `problem` says why the last build failed, None after one that did not.
+    """
 
     def __init__(self, threads: int) -> None:
         self._threads = threads or len(service.cores())
         self._process: subprocess.Popen[bytes] | None = None
         self._received = b""
         self._failures = 0
+        self.problem: str | None = None
         self._not_before = 0.0
         self.build: Build | None = None
 
@@ -119,7 +123,7 @@ class Builder:
         line, newline, rest = self._received.partition(b"\n")
         if not newline:
             return None
-        self._received, self.build, self._failures = rest, None, 0
+        self._received, self.build, self._failures, self.problem = rest, None, 0, None
         return build, msgspec.json.decode(line, type=Result)
 
     def _failed(self, why: str) -> None:
@@ -128,6 +132,7 @@ class Builder:
         self._failures += 1
         wait = min(BACKOFF_S_MAX, 0.5 * 2**self._failures)
         self._not_before = time.monotonic() + wait
+        self.problem = f"the builder has failed ({why}), the consumer's log says more"
         logger.error("builder failed on %d rows (%s); again in %.0f s", build.rows, why, wait)
         remove_segment_files(build.checkpoints.directory / build.output)
         self.stop()

@@ -124,7 +124,7 @@ class Indexer:
         for owned in list(self._owned.values()):
             self._checkpoint_if_due(owned)
             if owned.partition in self._owned:  # not by a stale owner, who has let go of it
-                owned.hold_back(log, self._bounds, self._reason_to_hold(owned))
+                owned.hold_back(log, self._bounds, self._reason_to_hold(owned), self._builder.problem)
                 self._told.problem_of(owned)
         advance_builds(self._builder, self._owned.values(), self._settings.consumer)
         self._publish_status(time.monotonic())

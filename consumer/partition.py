@@ -192,12 +192,14 @@ class OwnedPartition:
 
     # -- bounds --------------------------------------------------------------------------------------------
 
-    def hold_back(self, log: Log, bounds: Bounds, others: str | None = None) -> None:
-        """Stop reading at a bound, and read on when it is left; `others` is a reason from outside the partition.
+    def hold_back(self, log: Log, bounds: Bounds, others: str | None = None, builder: str | None = None) -> None:
+        """Stop reading at a bound, and read on when it is left.
+
+        `others` is a reason from outside the partition, `builder` what is wrong with the builder.
 
         The partition is unassigned and assigned again, not paused: librdkafka keeps a pause over an assignment.
         """
-        reason = self._over(bounds) or others
+        reason = self._over(bounds, builder) or others
         if self.held is None and reason is not None:
             log.stop(self.partition)
             self.checkpoint_wanted = True
@@ -208,7 +210,7 @@ class OwnedPartition:
             logger.info("%s: reading goes on from position %d", self.name, self.view.position)
         self.held = reason
 
-    def _over(self, bounds: Bounds) -> str | None:
+    def _over(self, bounds: Bounds, builder: str | None) -> str | None:
         """Which bound is reached and can be left again, in words."""
         share = 1.0 if self.held is None else RESUME_SHARE
         rows, row_bytes = self.unbuilt_rows, self.collection.row_bytes
@@ -216,7 +218,8 @@ class OwnedPartition:
         rows_max = max(bounds.unbuilt_rows, self.index.ann_rows_min)
         bytes_max = max(bounds.unbuilt_bytes, self.index.ann_rows_min * row_bytes)
         if (rows > share * rows_max or rows * row_bytes > share * bytes_max) and self._becomes_fewer:
-            return "waiting for the builder: rows without an index are at their bound"
+            why = f"; {builder}" if builder else ""
+            return f"waiting for the builder: rows without an index are at their bound{why}"
         in_memory = self.view.tail_rows + self.view.kept_deletes
         if in_memory > bounds.memory_rows * (1.0 if self.held is None else 0.5):
             return "waiting for a checkpoint: rows in memory are at their bound"

@@ -193,7 +193,7 @@ class Replay:
         if (due or owned.view.tail_bytes > checkpoint.bytes) and not self._dead_letters.outstanding(owned.partition):
             self._checkpoint(owned)
         letters = "waiting for dead letters" if self._dead_letters.full(owned.partition) else None
-        owned.hold_back(log, self._bounds, letters)
+        owned.hold_back(log, self._bounds, letters, self._builder.problem)
 
     def _checkpoint(self, owned: OwnedPartition) -> None:
         owned.checkpoint()

@@ -134,6 +134,7 @@ def test_a_builder_that_keeps_dying_holds_reading_back_and_one_that_lives_lets_i
     consumer: Service = deployed.start("consumer", TIDEMARK_CRASH_AT="build-read")
     wait_until(lambda: "rows without an index are at their bound" in consumer.text, 40, consumer.text)
     wait_until(lambda: consumer.text.count("builder failed") >= 2, 40, consumer.text)
+    wait_until(lambda: "the builder has failed" in (_told(deployed).get("problem") or ""), 40, "the reason is said")
     assert deployed.manifest_position(0) < ROWS
     consumer.process.send_signal(signal.SIGKILL)
     consumer.process.wait()
