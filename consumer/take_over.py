@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 CLAIM_ATTEMPTS = 5
 RETRY_S, RETRY_S_MAX = 1.0, 60.0
+# Who slept while another took its partition over learns that from its next heartbeats (3 s by default): it must not
+# take it back before.
+STALE_RETRY_S = 10.0
 FACTS_S = 10.0
 
 # What a refusal was for: the generation that CURRENT named, and the topic's identity.
@@ -70,7 +73,7 @@ class Waiting:
         self.problem = problem
         self.stale = isinstance(error, StaleOwner)
         self.opening = None
-        self.retry_at = time.monotonic() + self._retry_s
+        self.retry_at = time.monotonic() + max(self._retry_s, STALE_RETRY_S if self.stale else 0.0)
         self._retry_s = min(RETRY_S_MAX, 2 * self._retry_s)
 
 
