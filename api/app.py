@@ -18,8 +18,8 @@ from fastapi.responses import RedirectResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
-from api import body, lag, problems, schemas
-from api.body import BYTES, JSON, Decoding, media_type
+from api import lag, problems, schemas
+from api.body import BYTES, JSON, Bodies, media_type
 from api.edge import Edge
 from api.metrics import Metrics
 from api.mirror import Replica, Served
@@ -39,7 +39,7 @@ def create_app(replica: Replica) -> FastAPI:
     settings = replica.settings
     searches = Searches(settings)
     writes = Writes(settings.kafka, settings.api.write_timeout_s, {c.partitioner for c in settings.all_collections()})
-    decoding = Decoding()
+    bodies = Bodies(settings.api.body_bytes_max)
     metrics = Metrics(replica)
 
     @asynccontextmanager
@@ -47,7 +47,7 @@ def create_app(replica: Replica) -> FastAPI:
         replica.start()
         yield
         searches.close()
-        decoding.close()
+        bodies.close()
         replica.close()
         writes.close()
 
@@ -55,11 +55,11 @@ def create_app(replica: Replica) -> FastAPI:
         title="Tidemark", version=__version__, lifespan=life, description=_DESCRIPTION, redirect_slashes=False
     )
     _add_errors(app)
-    search = SearchRoute(replica, searches, decoding, metrics)
+    search = SearchRoute(replica, searches, bodies, metrics)
     app.add_middleware(Edge, body_bytes_max=settings.api.body_bytes_max, metrics=metrics, search=search)
     # Edge answers it; here it is known, so that another method is refused as such.
     app.router.routes.append(Route(SEARCH_ROUTE, search, methods=["POST"], include_in_schema=False))
-    _add_collections(app, replica, searches, writes, decoding)
+    _add_collections(app, replica, searches, writes, bodies)
     _add_operations(app, replica, metrics)
     _match_whole_paths(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
@@ -104,8 +104,8 @@ def _methods(app: FastAPI, path: str) -> list[str]:
 # -- collections -------------------------------------------------------------------------------------------
 
 
-def _add_collections(app: FastAPI, replica: Replica, searches: Searches, writes: Writes, decoding: Decoding) -> None:
-    served, body_bytes_max = replica.served, replica.settings.api.body_bytes_max
+def _add_collections(app: FastAPI, replica: Replica, searches: Searches, writes: Writes, bodies: Bodies) -> None:
+    served = replica.served
 
     @app.post("/collections/{c}/vectors", status_code=202, openapi_extra=_body("WriteRequest", _EXAMPLES["write"]))
     async def write(c: str, request: Request) -> Response:
@@ -114,7 +114,7 @@ def _add_collections(app: FastAPI, replica: Replica, searches: Searches, writes:
         if not media_type(request.scope, JSON):
             # A page in a browser may send anything but JSON across origins without asking first.
             raise HTTPException(415, f"send the header content-type: {JSON}")
-        asked = await decoding.of(await body.read(request.receive, body_bytes_max), schemas.write_request)
+        asked = await bodies.decoded(request.receive, schemas.write_request)
         with searches.under_way:
             positions = await writes.write(collection.follower, asked)
         done = {str(partition): position for partition, position in positions.items()}

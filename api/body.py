@@ -14,10 +14,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
+from tidemark.errors import Overloaded
+
 T = TypeVar("T")
 JSON, BYTES = "application/json", "application/octet-stream"
 # JSON of so many bytes is decoded in 0.3 ms; beyond, a thread does it while the event loop answers others.
 LARGE_BYTES = 64 * 1024
+# Connections times the largest body would be 16 GB by default.
+HELD_BYTES_MAX = 256 * 1024 * 1024
 _CONTENT_TYPE_BYTES_MAX = 256
 _UTF8 = ("utf-8", "utf8", "us-ascii")
 
@@ -68,34 +72,46 @@ def is_encoded(content_encoding: bytes) -> bool:
     return any(coding.strip().lower() not in (b"", b"identity") for coding in content_encoding.split(b","))
 
 
-async def read(receive: Receive, bytes_max: int) -> bytes:
-    """The body of a request, never more than the cap, also when its length was not announced."""
-    body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        body += message.get("body", b"")
-        if len(body) > bytes_max:
-            raise HTTPException(413, f"the body has more than {bytes_max} bytes")
-        if not message.get("more_body"):
-            return bytes(body)
+class Bodies:
+    """Receives and decodes bodies: small ones at once, the others one at a time on a thread of its own.
 
-
-class Decoding:
-    """Decodes bodies: small ones at once, the others one at a time on a thread of its own.
-
+    `bytes_max` is the most of one body; of all that are being received and decoded `held_bytes_max` of this process.
     Python runs one thread at a time, so decoding must go in small steps to let the event loop in between.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, bytes_max: int, held_bytes_max: int = HELD_BYTES_MAX) -> None:
+        self._bytes_max = bytes_max
+        self._held, self._held_max = 0, max(held_bytes_max, 2 * bytes_max)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="decode")
 
-    async def of(self, body: bytes, decode: Callable[[bytes], T]) -> T:
-        """What `decode` makes of the body."""
-        if len(body) <= LARGE_BYTES:
-            return decode(body)
-        return await asyncio.wrap_future(self._thread.submit(decode, body))
+    async def decoded(self, receive: Receive, decode: Callable[[bytes], T]) -> T:
+        """What `decode` makes of a request's body, also when its length was not announced.
+
+        Raises HTTPException 413 beyond the cap, Overloaded when too much is held, ClientDisconnect.
+        """
+        body = bytearray()
+        try:
+            await self._receive(receive, body)
+            if len(body) <= LARGE_BYTES:
+                return decode(bytes(body))
+            return await asyncio.wrap_future(self._thread.submit(decode, bytes(body)))
+        finally:
+            self._held -= len(body)
+
+    async def _receive(self, receive: Receive, body: bytearray) -> None:
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            piece = message.get("body", b"")
+            body += piece
+            self._held += len(piece)
+            if len(body) > self._bytes_max:
+                raise HTTPException(413, f"the body has more than {self._bytes_max} bytes")
+            if self._held > self._held_max:
+                raise Overloaded(f"bodies of {self._held} bytes are being received: send this one again later")
+            more = message.get("more_body", False)
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-PREFIX = "tidemark-metrics-"
+PREFIX = "tidemark-counts-"  # "tidemark-metrics-" was that of replicas that did not lock theirs
 
 
 @contextlib.contextmanager

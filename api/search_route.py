@@ -2,12 +2,14 @@
 
 import re
 import time
+from collections.abc import Callable
+from functools import partial
 
 from starlette.datastructures import QueryParams
 from starlette.types import Receive, Scope, Send
 
-from api import body, problems, schemas
-from api.body import BYTES, JSON, Decoding, media_type
+from api import problems, schemas
+from api.body import BYTES, JSON, Bodies, media_type
 from api.metrics import Metrics
 from api.mirror import Replica
 from api.search import Searches
@@ -19,9 +21,8 @@ _path = re.compile("/collections/([^/]+)/search").fullmatch
 class SearchRoute:
     """ASGI application of `POST /collections/{c}/search`."""
 
-    def __init__(self, replica: Replica, searches: Searches, decoding: Decoding, metrics: Metrics) -> None:
-        self._replica, self._searches, self._decoding, self._metrics = replica, searches, decoding, metrics
-        self._body_bytes_max = replica.settings.api.body_bytes_max
+    def __init__(self, replica: Replica, searches: Searches, bodies: Bodies, metrics: Metrics) -> None:
+        self._replica, self._searches, self._bodies, self._metrics = replica, searches, bodies, metrics
 
     @staticmethod
     def answers(scope: Scope) -> bool:
@@ -41,13 +42,11 @@ class SearchRoute:
         name = scope["path"].split("/")[2]
         served = self._replica.served(name)
         kind = media_type(scope, JSON, BYTES)
-        sent = await body.read(receive, self._body_bytes_max)
-        queries: schemas.Queries | None
+        decode: Callable[[bytes], tuple[schemas.SearchRequest, schemas.Queries | None]] = schemas.search_request
         if kind == BYTES:
-            parameters = QueryParams(scope["query_string"])
-            asked, queries = schemas.binary_request(sent, served.collection.dimension, parameters)
-        else:
-            asked, queries = await self._decoding.of(sent, schemas.search_request)
+            dimension, parameters = served.collection.dimension, QueryParams(scope["query_string"])
+            decode = partial(schemas.binary_request, dimension=dimension, parameters=parameters)
+        asked, queries = await self._bodies.decoded(receive, decode)
         started = time.perf_counter()
         answer = await self._searches.answer(served, asked, queries)
         self._metrics.searched(name, time.perf_counter() - started)

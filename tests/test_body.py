@@ -9,33 +9,71 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from starlette.types import Message, Receive
 
 from api import schemas, search
-from api.body import LARGE_BYTES, Decoding
+from api.body import LARGE_BYTES, Bodies
 from tidemark.collection import Collection
-from tidemark.errors import BadQuery
+from tidemark.errors import BadQuery, Overloaded
 from tidemark.view import View
 
 
+def sent(body: bytes) -> Receive:
+    """A request's body, in one piece."""
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body}
+
+    return receive
+
+
+def test_bodies_together_are_bounded_and_one_is_taken_again_when_another_is_done() -> None:
+    bodies, decoded = Bodies(1_000, held_bytes_max=2_000), asyncio.Event()
+
+    async def waiting() -> Message:
+        await decoded.wait()
+        return {"type": "http.request"}
+
+    def slow(first: bytes) -> Receive:
+        pieces = iter([{"type": "http.request", "body": first, "more_body": True}])
+
+        async def receive() -> Message:
+            return next(pieces, None) or await waiting()
+
+        return receive
+
+    async def run() -> None:
+        held = [asyncio.create_task(bodies.decoded(slow(b"x" * 800), len)) for _ in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded, match="2400 bytes"):
+            await bodies.decoded(sent(b"y" * 800), len)
+        decoded.set()
+        assert await asyncio.gather(*held) == [800, 800]
+        assert await bodies.decoded(sent(b"y" * 800), len) == 800
+
+    asyncio.run(run())
+    bodies.close()
+
+
 def test_the_event_loop_goes_on_while_a_large_body_is_decoded() -> None:
-    decoding, loop_went_on = Decoding(), threading.Event()
+    bodies, loop_went_on = Bodies(10**6), threading.Event()
 
     async def other_work() -> None:
         loop_went_on.set()
 
     async def both() -> bool:
-        decoded = decoding.of(b" " * (LARGE_BYTES + 1), lambda _: loop_went_on.wait(20))
+        decoded = bodies.decoded(sent(b" " * (LARGE_BYTES + 1)), lambda _: loop_went_on.wait(20))
         return (await asyncio.gather(decoded, other_work()))[0]
 
     assert asyncio.run(both())
-    decoding.close()
+    bodies.close()
 
 
 def test_what_is_wrong_with_a_large_body_reaches_who_sent_it() -> None:
-    decoding = Decoding()
+    bodies = Bodies(10**6)
     with pytest.raises(BadQuery, match="not JSON"):
-        asyncio.run(decoding.of(b"{" + b" " * LARGE_BYTES, schemas.search_request))
-    decoding.close()
+        asyncio.run(bodies.decoded(sent(b"{" + b" " * LARGE_BYTES), schemas.search_request))
+    bodies.close()
 
 
 def test_other_threads_run_while_sixteen_megabytes_are_decoded() -> None:

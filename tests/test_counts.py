@@ -37,7 +37,7 @@ def test_counts_survive_killed_workers_without_a_file_for_each(
                 assert client.post(SEARCH, json={"vector": rows(1)[0].tolist()}).status_code == 200
             count += 5
             eventually(lambda expected=count: searched(client) == expected)
-            found = {path.name for path in tmp_path.glob("tidemark-metrics-*/*.db")}
+            found = {path.name for path in tmp_path.glob("tidemark-counts-*/*.db")}
             files = files or found
             assert found == files
             workers = children(process.child.pid)
@@ -48,7 +48,7 @@ def test_counts_survive_killed_workers_without_a_file_for_each(
 
 
 def directories(tmp_path: Path) -> set[Path]:
-    return set(tmp_path.glob("tidemark-metrics-*"))
+    return set(tmp_path.glob("tidemark-counts-*"))
 
 
 @pytest.mark.kafka
