@@ -35,6 +35,7 @@ ROWS, DISTINCT = 3_000_000, 2_500_000
 CAPS = 3  # a backlog is so many times its cap
 # A merge of a million rows takes 15 s on two cores that it shares.
 STILL_S_MAX = 180.0
+LOG_SHOWN = 2_000  # characters of each service's, when nothing moves
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,13 @@ class Rates:
     built_per_s: float
 
 
-def watch(client: SearchClient, collection: str, rows: int, kind: IndexKind = "ivfpq") -> Rates:
+def watch(
+    client: SearchClient,
+    collection: str,
+    rows: int,
+    consumer: "subprocess.Popen[bytes]",
+    kind: IndexKind = "ivfpq",
+) -> Rates:
     """Wait until so many rows, one an offset, are searchable and built; raises RuntimeError when nothing moves.
 
     Without an index (kind flat) rows count as built when a checkpoint has them; so do the last few of a partition.
@@ -67,9 +74,9 @@ def watch(client: SearchClient, collection: str, rows: int, kind: IndexKind = "i
         state = (applied, checkpointed, lag["unbuilt_rows"])
         if state != known:
             known, moved = state, now
-        if now - moved > STILL_S_MAX:
+        if now - moved > STILL_S_MAX or consumer.poll() is not None:
             raise RuntimeError(
-                f"{collection}: nothing has moved for {STILL_S_MAX:.0f} s: of {rows} rows {applied} are searchable, "
+                f"{collection}: nothing has moved for {now - moved:.0f} s: of {rows} rows {applied} are searchable, "
                 f"{checkpointed} in a checkpoint, {lag['unbuilt_rows']} without an index"
             )
         time.sleep(0.01 if not searchable else 0.1)
@@ -103,14 +110,20 @@ class Backlog:
         Topics(settings.kafka).create(f"{self.name}.dead-letters", 1)
         self._produce(Producer({"queue.buffering.max.messages": 1_000_000, **producer_settings(settings.kafka)}), data)
         with ExitStack() as stack:
+            processes = {}
             for module in ("consumer", "api"):
                 log = stack.enter_context((directory / f"{module}.log").open("wb"))
                 command = service.python(module, "--config", str(path), "--dies-with-parent", str(os.getpid()))
-                process = subprocess.Popen(command, stdout=log, stderr=log)
-                stack.callback(stop, process)
+                processes[module] = subprocess.Popen(command, stdout=log, stderr=log)
+                stack.callback(stop, processes[module])
             client = connected(port, self.name)
             stack.callback(client.close)
-            yield client, watch(client, self.name, self.rows, self.kind)
+            try:
+                rates = watch(client, self.name, self.rows, processes["consumer"], self.kind)
+            except RuntimeError as error:
+                logs = [(directory / f"{module}.log").read_text()[-LOG_SHOWN:] for module in processes]
+                raise RuntimeError("\n".join((str(error), *logs))) from None
+            yield client, rates
 
     def _configuration(self, kafka: LocalKafka, directory: Path, port: int) -> str:
         unbuilt, tail = (f"{name} = {self.cap}\n" if self.cap else "" for name in ("unbuilt_rows_max", "tail_rows_max"))

@@ -130,7 +130,7 @@ class Run:
         self._consumer = self.start("consumer")
         self._api = self.start("api")
         client, figures = connected(self._port, "sift"), self.figures
-        rates = backlog.watch(client, "sift", self.rows)
+        rates = backlog.watch(client, "sift", self.rows, self._consumer)
         client.close()
         figures["searchable_per_s"], figures["built_per_s"] = rates.searchable_per_s, rates.built_per_s
         figures["searchable_over_consume"] = figures["searchable_per_s"] / figures["bare_consume_per_s"]
