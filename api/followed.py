@@ -67,7 +67,7 @@ class Followed:
         self.freshness = Freshness()
         self.retry_at = self.open_retry_at = 0.0
         self._retry_s = self._open_retry_s = RETRY_S
-        self._stopped_at = 0.0
+        self._facts_from = 0.0  # the log may have been shorter than our position when it was asked about before
         self._problem_since_ms: int | None = None
         self._opened_empty_ms = 0
         self._told_end = self._told_ms = 0
@@ -182,6 +182,8 @@ class Followed:
             self.caught_up.as_of_ms = max(self.caught_up.as_of_ms, manifest.caught_up_ms)
         if ahead:
             self.retry_at = 0.0  # what was removed of the log before it does not matter any more
+            self._facts_from = time.monotonic()
+            self._watch.ask_now()
         self.topic = self.topic or TopicIdentity(manifest.cluster_id, manifest.topic_id)
         self.publish()
         return ahead
@@ -239,7 +241,7 @@ class Followed:
     def start_reading(self, log: Log, facts: TopicFacts) -> None:
         """Read on from our position; raises TopicReplaced or LogGap when that would skip something."""
         bounds = facts.bounds(self.partition[1])
-        if bounds is None or facts.asked_at <= self._stopped_at:
+        if bounds is None or facts.asked_at <= self._facts_from:
             return
         check_identity(self.name, self.topic or facts.identity, facts.identity, self._remedy)
         check_position(self.name, self.view.position, self._deletes_known_ms, bounds, self._remedy)
@@ -266,7 +268,7 @@ class Followed:
         if self.reading:
             self.end = max(self.end or 0, log.end_offset(self.partition) or 0)  # the brokers told us less lately
             log.stop(self.partition)
-        self.reading, self._stopped_at = False, time.monotonic()
+        self.reading, self._facts_from = False, time.monotonic()
 
     def refuse(self, problem: str) -> None:
         """Say why the partition does not follow its log, and when it is tried again."""

@@ -144,6 +144,22 @@ def test_advice_that_was_followed_is_not_given_again(tmp_path: Path) -> None:
     log.close()
 
 
+def test_a_log_that_was_shorter_when_it_was_asked_about_before_the_checkpoint_was_taken_is_no_gap(
+    tmp_path: Path,
+) -> None:
+    both = Both(tmp_path)
+    both.put(1, 2, 3)
+    both.publish()
+    before = facts(0, 2)
+    both.take()
+    log = Log({"bootstrap.servers": "127.0.0.1:1"})
+    both.followed.start_reading(log, before)
+    assert not both.followed.reading
+    both.followed.start_reading(log, facts(0, 3))
+    assert both.followed.reading
+    log.close()
+
+
 def test_what_was_refused_is_tried_at_once_when_the_topic_or_the_generation_wanted_changes(tmp_path: Path) -> None:
     both = Both(tmp_path)
     both.publish()
