@@ -290,7 +290,7 @@ class Run:
         stop(self._api)
         stop(self._consumer)
         large = self.rows >= 1_000_000
-        self.figures |= backlog.figures(self._kafka, self._directory / "backlogs", min(50_000, self.rows // 10), large)
+        self.figures |= backlog.figures(self._kafka, self._directory / "backlogs", min(30_000, self.rows // 10), large)
 
 
 def recall_of_text() -> float:

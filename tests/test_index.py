@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.rows import embeddings, unit
+from tests.rows import embeddings, segment_of, unit
 from tidemark import index
 from tidemark.collection import IndexKind, IndexParameters, Metric
 from tidemark.errors import CorruptCheckpoint
@@ -78,6 +78,38 @@ def test_rows_that_are_all_the_same_are_answered_and_count_as_found(kind: IndexK
     assert search.recall == 1.0
     assert (distances == 0).all()
     assert all(len(set(line)) == 10 and min(line) >= 0 for line in labels.tolist())
+
+
+def _odd_rows() -> dict[str, NDArray[np.float64]]:
+    rng = np.random.default_rng(0)
+    return {
+        "zeros": np.zeros((3_000, 8)),
+        "equal but for a few": np.concatenate([np.ones((2_990, 3)), rng.normal(size=(10, 3))]),
+        "three numbers": rng.integers(0, 3, (5_000, 1)).astype(np.float64),
+        "one dimension": rng.normal(size=(5_000, 1)),
+        "bits": rng.integers(0, 2, (4_000, 16)).astype(np.float64),
+        "longest": 3e17 * rng.normal(size=(3_000, 4)),
+        "shortest": 1e-38 * rng.normal(size=(3_000, 4)),
+        "of all lengths": 10.0 ** rng.uniform(-30, 17, (3_000, 1)) * rng.normal(size=(3_000, 4)),
+        "half far out": np.concatenate([rng.normal(size=(1_500, 4)), 1e15 * rng.normal(size=(1_500, 4))]),
+        "wide": rng.normal(size=(index.ANN_ROWS_LEAST, 4_096)),
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+@pytest.mark.parametrize("name", _odd_rows())
+def test_any_rows_can_be_built_and_searched(tmp_path: Path, kind: IndexKind, metric: Metric, name: str) -> None:
+    rows = _odd_rows()[name].astype(np.float32)
+    segment = segment_of(tmp_path / "s", rows, metric, IndexParameters(kind=kind, ann_rows_min=0))
+    distances, labels = segment.search(rows[:20], 10, 1.0, False)
+    assert all(len(set(line)) == 10 and min(line) >= 0 for line in labels.tolist())
+    assert np.isfinite(distances).all()
+    # Said by the calibration, or as good.
+    worst = np.sort(exact_search(rows, rows[:20], 10, metric)[0], axis=1)[:, -1 if metric == "l2" else 0][:, None]
+    near = distances <= worst * (1 + 1e-5) if metric == "l2" else distances >= worst - 1e-5 * np.abs(worst)
+    assert near.mean() >= segment.entry.recall - 0.15
+    assert segment.entry.recall >= 0.97 or name in ("of all lengths", "wide")
 
 
 @pytest.mark.parametrize("kind", KINDS)

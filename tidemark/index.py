@@ -36,6 +36,8 @@ HNSW_EF_MAX = 1_024
 REACH_FROM = 3
 # The least and the most lists a query probes, over those that a row of the segment typically probes.
 LISTS_LEAST, LISTS_MOST = 0.5, 8
+# Of squared distances to two centroids, where rows lie in the nearer one; and the largest that float32 holds.
+RATIO_MAX, SQUARE_MAX = 1e12, float(np.finfo(np.float32).max)
 # Lists to probe come in multiples of this, padded with none: FAISS's parameters are made once for each number.
 LISTS_STEP = 16
 # Recall below the target at which codes of rows in memory are of no use; calibration is exact to about 0.005.
@@ -161,12 +163,12 @@ class Index:
         from all rows, whose neighbours lie scattered over lists that are almost equally far.
         """
         least, most = min(self.lists, math.ceil(LISTS_LEAST * effort)), min(self.lists, LISTS_MOST * effort)
-        last, farthest = min(REACH_FROM, self.lists) - 1, np.float32((1 + reach) ** 2)
+        last, farthest = min(REACH_FROM, self.lists) - 1, (1 + reach) ** 2
         found = []
         for query in self._directed(queries):
             squares = self._to_centroids(query)
             third = _smallest(squares, last)
-            lists = (squares <= third * farthest).nonzero()[0]
+            lists = (squares <= np.float32(min(float(third) * farthest, SQUARE_MAX))).nonzero()[0]
             if len(lists) < least:
                 lists = (squares <= _smallest(squares, least - 1)).nonzero()[0]
             if len(lists) > most:
@@ -278,7 +280,10 @@ def _measurement(
 
     def measured(parameters: SearchParameters) -> SearchParameters:
         found = search(index, rows, queries, CALIBRATION_K + 1, parameters, alive)[1]
-        return replace(parameters, recall=_share_as_near(distances_of(found), worst))
+        distances = distances_of(found)
+        # By equal codes FAISS finds no row at all; whoever searches then compares all rows (`segment.py`, `tail.py`).
+        distances[found[:, 0] < 0] = -np.inf
+        return replace(parameters, recall=_share_as_near(distances, worst))
 
     return measured
 
@@ -316,7 +321,9 @@ def _calibrate(index: Index, rows: NDArray[np.float32], target: float, seed: int
     from_squares = np.maximum(squares[:, min(REACH_FROM, index.lists) - 1], np.finfo(np.float32).tiny)
 
     def probing(effort: int, k_factor: int) -> SearchParameters:
-        reach = math.sqrt(float(np.median(squares[:, effort - 1] / from_squares))) - 1
+        with np.errstate(over="ignore"):
+            ratio = float(np.median(squares[:, effort - 1] / from_squares))
+        reach = math.sqrt(min(ratio, RATIO_MAX)) - 1
         return measured(SearchParameters(effort, k_factor, reach=max(0.0, reach) if effort < index.lists else 0.0))
 
     best = SearchParameters(recall=-1.0)
