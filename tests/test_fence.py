@@ -131,6 +131,23 @@ def test_an_owner_that_sleeps_at_any_step_of_a_publish_damages_nothing(
     _assert_whole(root, [sleeper, heir])
 
 
+# Whatever a publication does with a disk that others may see: reading back what it wrote, too.
+EVERY_KIND = ("listing", "reading", "writing", "creating", "link", "mkdir", "opening", "fsync", "looking for")
+
+
+@pytest.mark.parametrize("steps", range(28))
+def test_an_owner_whose_files_an_heir_removes_as_it_writes_them_is_told_that_it_is_stale(
+    new_root: Callable[[], Path], steps: int
+) -> None:
+    root = new_root()
+    sleeper = Writer(root).take_over().apply(40).publish().apply(5)
+    heir = Writer(root)
+    turns.run([sleeper.publish, lambda: heir.take_over().go_on()], [0] * steps + [1] * 2_000, EVERY_KIND)
+    assert not heir.stale
+    heir.go_on(1)
+    _assert_whole(root, [sleeper, heir])
+
+
 @pytest.mark.parametrize("steps", range(7))
 def test_who_sleeps_at_any_step_of_a_claim_takes_over_all_or_nothing(new_root: Callable[[], Path], steps: int) -> None:
     root = new_root()

@@ -229,13 +229,19 @@ class Checkpoints:
         """
         self._fence.check()
         try:
-            return self._publish(view, caught_up_ms)
-        except StoreFull:
-            if not self.remove_obsolete():
-                raise
+            return self._publish_where_there_is_room(view, caught_up_ms)
         except StoreUnavailable:
             self._fence.check()  # what an heir has removed under us looks like a bad disk
             raise
+
+    def _publish_where_there_is_room(self, view: View, caught_up_ms: int) -> Manifest:
+        try:
+            return self._publish(view, caught_up_ms)
+        except StoreFull:
+            # The dead rows' files that the next manifest is to name are on disk, and no manifest names them yet.
+            entries = [segment.entry for segment in view.searcher.segments]
+            if not self._remove_obsolete({f"{entry.name}/{entry.dead_file}" for entry in entries}):
+                raise
         return self._publish(view, caught_up_ms)
 
     def _publish(self, view: View, caught_up_ms: int) -> Manifest:
@@ -291,9 +297,9 @@ class Checkpoints:
         reach("flat-durable")
         try:
             view.saved(self._open(entry, verified=entry.files))  # just hashed as they were written
-        except StoreUnavailable:
+        except (StoreUnavailable, CorruptCheckpoint) as error:
             remove_segment_files(directory)
-            raise
+            raise StoreUnavailable(str(error)) from error
 
     def new_segment_directory(self) -> Path:
         """A segment directory nobody has used; numbers are not reused within an epoch."""
@@ -308,10 +314,12 @@ class Checkpoints:
 
     def remove_obsolete(self) -> list[str]:
         """Remove what no reader needs any more; the names of what is gone. Only the newest epoch's writer does."""
-        return self._remove_obsolete() if self._newest is not None and self._fence.holds else []
+        return self._remove_obsolete() if self._newest is not None else []
 
-    def _remove_obsolete(self) -> list[str]:
-        return obsolete.remove(self.directory, self._fence.epoch, self._grace_s, self._unpublished)
+    def _remove_obsolete(self, keep: Iterable[str] = ()) -> list[str]:
+        if not self._fence.holds:
+            return []
+        return obsolete.remove(self.directory, self._fence.epoch, self._grace_s, self._unpublished.union(keep))
 
 
 def _versions(names: Iterable[str]) -> list[int]:

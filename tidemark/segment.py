@@ -50,9 +50,11 @@ def write_segment(
     try:
         files.make_directory(directory)
         return _written(directory, rows, metric, parameters, seed)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(StoreUnavailable):
             remove_segment_files(directory)
+        if isinstance(error, FileNotFoundError):  # somebody has removed what was just written
+            raise files.unavailable("reading", directory, error) from error
         raise
 
 
