@@ -136,6 +136,22 @@ def test_two_consumers_share_the_partitions_and_hand_them_over_without_loss(depl
     assert two.terminate() == 0
 
 
+def test_partitions_that_are_not_read_can_be_revoked(deploy: MakeDeployment) -> None:
+    deployed = deploy(partitions=2)
+    deployed.produce(_upserts(200))
+    current = deployed.checkpoints / "docs" / "CURRENT"
+    current.parent.mkdir(parents=True)
+    current.write_text("{")  # each partition is refused
+    first = deployed.start("consumer")
+    wait_until(lambda: "not taken over" in first.text, 20, "refused")
+    second = deployed.start("consumer")
+    wait_until(lambda: "not taken over" in second.text, 20, "one is the second one's")
+    current.unlink()
+    deployed.wait_until_checkpointed()
+    assert [first.text.count("owns docs-"), second.text.count("owns docs-")] == [1, 1]
+    assert first.process.poll() is None
+
+
 def test_a_paused_owner_that_wakes_up_cannot_publish(deploy: MakeDeployment) -> None:
     """It has applied what no checkpoint holds, and its next version is free again: the heir's was obsolete."""
     deployed = deploy(

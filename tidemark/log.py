@@ -111,6 +111,8 @@ class Log:
             except BaseException as error:
                 self._callback_errors.append(error)
             self._unassign(gone)
+            # Of what nobody takes away in here the client does it itself, and fails if it is not being read.
+            self._consumer.incremental_unassign([])
 
         self._consumer.subscribe(list(topics), on_assign=assigned, on_revoke=revoked, on_lost=revoked)
 
