@@ -20,6 +20,7 @@ from tests.services import DIMENSION, Deployment, Service, vectors, wait_until
 from tests.test_crash_points import opened
 from tidemark import searcher
 from tidemark.checkpoint import Checkpoints
+from tidemark.service import EXIT_UNAVAILABLE
 from tidemark.topic import Topics
 
 pytestmark = pytest.mark.kafka
@@ -150,6 +151,25 @@ def test_partitions_that_are_not_read_can_be_revoked(deploy: MakeDeployment) -> 
     deployed.wait_until_checkpointed()
     assert [first.text.count("owns docs-"), second.text.count("owns docs-")] == [1, 1]
     assert first.process.poll() is None
+
+
+def test_a_static_member_that_is_replaced_ends_in_one_line(deploy: MakeDeployment) -> None:
+    deployed = deploy(kafka={"group.instance.id": "one"})
+    consumer = deployed.start("consumer")
+    deployed.produce(_upserts(100))
+    deployed.wait_until_checkpointed()
+    settings = {"bootstrap.servers": deployed.bootstrap_servers, "group.id": deployed.topic, "group.instance.id": "one"}
+    other = Consumer({**settings, "partition.assignment.strategy": "cooperative-sticky"})
+    other.subscribe([deployed.topic])
+    try:
+        wait_until(lambda: (other.poll(0.1), consumer.process.poll())[-1], 30, "the one that was replaced ends")
+    finally:
+        other.close()
+    assert consumer.process.poll() == EXIT_UNAVAILABLE
+    assert re.search(r"^error: the Kafka client has ended for good .*start this process again", consumer.text, re.M)
+    deployed.produce(_upserts(100, prefix="more"))
+    deployed.start("consumer")
+    deployed.wait_until_checkpointed()
 
 
 def test_a_paused_owner_that_wakes_up_cannot_publish(deploy: MakeDeployment) -> None:

@@ -21,6 +21,10 @@ class BrokerUnreachable(TidemarkError):
     """No broker answered within the time given: check the address, the network and the security settings."""
 
 
+class ClientEnded(TidemarkError):
+    """The Kafka client of this process takes part no more, for good: start the process again."""
+
+
 class TopicMissing(TidemarkError):
     """The topic does not exist; only `tidemark up` creates topics."""
 

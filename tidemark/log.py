@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from tidemark.errors import LogGap
+from tidemark.errors import ClientEnded, LogGap
 from tidemark.kafka_settings import Settings, consumer_settings
 
 logger = logging.getLogger(__name__)
@@ -146,7 +146,8 @@ class Log:
     def fetch(self, most: int, timeout_s: float) -> Fetched:
         """Wait up to `timeout_s` for a first message, then take what has arrived, at most `most`.
 
-        (`consume(n, t)` would wait for n messages or the deadline.) Errors of callbacks are raised here.
+        (`consume(n, t)` would wait for n messages or the deadline.) Errors of callbacks are raised here, and
+        ClientEnded when the client will fetch nothing any more.
         """
         before = self._changes
         first = self._consumer.poll(timeout_s)
@@ -180,6 +181,11 @@ class Log:
         assert error is not None
         topic, number, offset = event.topic(), event.partition(), event.offset()
         code = error.code()
+        if error.fatal() or code == KafkaError._FATAL:
+            raise ClientEnded(
+                f"the Kafka client has ended for good ({error.str()}): start this process again; of members with one "
+                "group.instance.id only the newest reads"
+            )
         if topic is None or number is None or number < 0:
             fetched.warnings.append(error.str())
         elif code == KafkaError._PARTITION_EOF:
