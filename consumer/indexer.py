@@ -77,7 +77,8 @@ class Indexer:
     def run(self, stopping: Callable[[], bool]) -> None:
         """Join the group and index until `stopping()`; then checkpoint, commit and leave.
 
-        Raises FsyncFailed when the disk may have lost what was written: only a new process may go on.
+        Raises FsyncFailed when the disk may have lost what was written, ClientEnded when the Kafka client has ended: only
+        a new process may go on.
         """
         self._refuse_to_start_without_topics()
         for watch in self._watches.values():
@@ -158,7 +159,7 @@ class Indexer:
             waiting.tried = cause
             topic, number = waiting.partition
             waiting.opening = self._take_overs.submit(
-                open_served, self._settings, waiting.collection, number, self._watches[topic]
+                open_served, self._settings, waiting.collection, number, self._watches[topic], waiting.revoked
             )
 
     def _tell_of_refusal(self, waiting: Waiting) -> None:
@@ -187,7 +188,8 @@ class Indexer:
         held = [partition for partition in partitions if partition in self._owned]
         self._dead_letters.wait(held, LETTERS_S)
         for partition in partitions:
-            self._waiting.pop(partition, None)
+            if waiting := self._waiting.pop(partition, None):
+                waiting.revoked.set()
             if partition in self._owned:
                 self._let_go(self._owned[partition])
 

@@ -9,6 +9,7 @@ waits for brokers; the owning thread alone changes what is here.
 
 import contextlib
 import logging
+import threading
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -45,6 +46,7 @@ class Waiting:
     """A partition that is assigned to this process and not owned yet; used by the owning thread only.
 
     `problem` says why it was refused, since `since_ms` (wall clock); None before the first attempt has ended.
+    What still goes on for it on a side thread after it was `revoked` claims nothing.
     """
 
     partition: Partition
@@ -57,6 +59,7 @@ class Waiting:
     committed: int | None = None
     told: str | None = None
     stale: bool = False
+    revoked: threading.Event = field(default_factory=threading.Event)
     _retry_s: float = RETRY_S
 
     def due(self, cause: Cause) -> bool:
@@ -77,10 +80,13 @@ class Waiting:
         self._retry_s = min(RETRY_S_MAX, 2 * self._retry_s)
 
 
-def open_served(settings: Settings, collection: Collection, number: int, watch: TopicWatch) -> OwnedPartition:
+def open_served(
+    settings: Settings, collection: Collection, number: int, watch: TopicWatch, revoked: threading.Event
+) -> OwnedPartition:
     """Take over a partition of the generation that is served; see `take_over`."""
     served = generation.served(settings.checkpoint_root, collection)
-    return take_over(collection, served, checkpoints_of(settings, collection, served.name, number), watch)
+    checkpoints = checkpoints_of(settings, collection, served.name, number)
+    return take_over(collection, served, checkpoints, watch, revoked=revoked)
 
 
 def checkpoints_of(settings: Settings, collection: Collection, made: str, number: int) -> Checkpoints:
@@ -95,6 +101,7 @@ def take_over(
     checkpoints: Checkpoints,
     watch: TopicWatch,
     first: int | None = None,
+    revoked: threading.Event | None = None,
 ) -> OwnedPartition:
     """Load, check and claim a partition; raises an error of tidemark.errors that says what to do.
 
@@ -116,6 +123,8 @@ def take_over(
             for damage in loaded.damaged:
                 logger.error("damaged checkpoint passed over, its records are replayed: %s", damage)
             check_log(loaded.manifest, partition, facts.identity, bounds)
+        if revoked is not None and revoked.is_set():  # a claim would fence its new owner
+            raise StaleOwner(f"{partition[0]}[{partition[1]}]: it was revoked before it was taken over")
         start = bounds.first if first is None else first
         if checkpoints.claim(facts.identity, loaded, start):
             owned = _opened(partition, collection, made, facts.identity, checkpoints, loaded, start)
