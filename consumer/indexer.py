@@ -23,7 +23,7 @@ from consumer.partition import Bounds, OwnedPartition, advance_builds
 from consumer.status import PartitionStatus, Status, WaitingStatus
 from consumer.take_over import Cause, Waiting, open_served
 from consumer.told import Told
-from tidemark import generation
+from tidemark import files, generation
 from tidemark.collection import Collection
 from tidemark.crash_point import reach
 from tidemark.errors import CorruptCheckpoint, FsyncFailed, StaleOwner, StoreUnavailable, TidemarkError, TopicMissing
@@ -77,8 +77,8 @@ class Indexer:
     def run(self, stopping: Callable[[], bool]) -> None:
         """Join the group and index until `stopping()`; then checkpoint, commit and leave.
 
-        Raises FsyncFailed when the disk may have lost what was written, ClientEnded when the Kafka client has ended: only
-        a new process may go on.
+        Raises FsyncFailed when the disk may have lost what was written, ClientEnded when the Kafka client has ended:
+        only a new process may go on.
         """
         self._refuse_to_start_without_topics()
         for watch in self._watches.values():
@@ -121,6 +121,7 @@ class Indexer:
         self._now_and_then("current", CURRENT_EVERY_S, self._follow_current)
         for waiting in list(self._waiting.values()):
             self._advance(waiting)
+        files.check_synced()  # a claim on a side thread, or a last checkpoint, may have failed in it
         self._measure_memory()
         for owned in list(self._owned.values()):
             self._checkpoint_if_due(owned)

@@ -1,17 +1,22 @@
 """The consumer on a disk that fails under it: it says so, keeps what is durable, and loses no record."""
 
+import errno
+import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from consumer.indexer import Indexer
 from tests.services import Deployment, Service, vectors, wait_until
 from tests.test_consumer import applied
 from tests.test_crash_points import opened
-from tidemark import searcher
+from tidemark import files, searcher
+from tidemark.errors import FsyncFailed
 
 pytestmark = pytest.mark.kafka
 
@@ -84,6 +89,22 @@ def test_after_a_failed_fsync_the_consumer_makes_no_checkpoint_until_it_is_resta
     deployed.start("consumer")
     deployed.wait_until_checkpointed()
     assert _live_ids(deployed) == 600
+
+
+def test_a_consumer_whose_claim_cannot_be_made_durable_ends(
+    deploy: MakeDeployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_unsynced", None)  # as it is in a new process, and again afterwards
+    deployed = deploy()
+    settings = deployed.settings
+
+    def fails(operation: str, path: Path) -> None:
+        if operation == "fsync" and path.name == "p0":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    until = time.monotonic() + 30
+    with files.watched(fails), pytest.raises(FsyncFailed, match="until this process is restarted"):
+        Indexer(settings, settings.all_collections()).run(lambda: time.monotonic() > until)
 
 
 def _versions(deployed: Deployment) -> set[str]:

@@ -57,10 +57,15 @@ def _tell(name: str, path: Path) -> None:
 @contextlib.contextmanager
 def changing(name: str, path: Path) -> Iterator[None]:
     """One change that is to be durable; FsyncFailed when an earlier one was not."""
-    if _unsynced is not None:
-        raise FsyncFailed(_unsynced)
+    check_synced()
     with operation(name, path):
         yield
+
+
+def check_synced() -> None:
+    """Raise FsyncFailed when something of this process may not have reached the disk."""
+    if _unsynced is not None:
+        raise FsyncFailed(_unsynced)
 
 
 def unavailable(name: str, path: Path, error: OSError) -> StoreUnavailable:
