@@ -135,7 +135,7 @@ def search_path(data: sift.Sift, view: View) -> dict[str, float]:
 def segment_figures(segment: Segment, queries: NDArray[np.float32]) -> dict[str, float]:
     """The search of one segment, and the parts of it: finding candidates by codes, ranking them exactly."""
     assert segment.opened_index is not None
-    found, parameters, alive = segment.opened_index, segment.parameters, segment._alive
+    found, parameters, alive = segment.opened_index, segment.parameters, index.ALL
     wanted = K * parameters.k_factor
     candidates = found.candidates(queries, wanted, parameters, alive)
 

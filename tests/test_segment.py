@@ -272,3 +272,19 @@ def test_among_some_rows_no_others_are_compared(metric: Metric, k: int) -> None:
     assert distances == pytest.approx(wanted_distances, abs=1e-4)
     assert np.isin(found, among).all()
     assert (found == among[wanted]).mean() > 0.99  # but for ties
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivfpq"])
+@pytest.mark.parametrize("k", [1, 10, 100])
+def test_rows_beyond_dead_ones_are_found_as_well_as_others(tmp_path: Path, kind: IndexKind, k: int) -> None:
+    """As in pgvector/pgvector#244 and milvus-io/milvus#42951: what is deleted stands in the way of what is left."""
+    vectors = embeddings(12_000, 16)
+    segment = segment_of(tmp_path / "s", vectors, parameters=small(kind))
+    centre = vectors[0]
+    segment.kill(np.sort(np.argsort(((vectors - centre) ** 2).sum(axis=1))[:1_200]))  # so few are not built anew
+    queries = centre + np.random.default_rng(1).normal(scale=0.1, size=(40, 16)).astype(np.float32)
+    nearest, found = (segment.search(queries, k, 1.0, exact)[1] for exact in (True, False))
+    assert (found >= 0).all()
+    shared = [len(set(a.tolist()) & set(b.tolist())) for a, b in zip(found, nearest, strict=True)]
+    assert np.mean(shared) / k > 0.95
+    assert not segment.dead_mask()[found].any()

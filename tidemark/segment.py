@@ -3,11 +3,12 @@
 Invariants: files never change once named by a manifest; they are mapped only after their checksums matched;
 an id is in a segment at most once. Which rows live is a bitmap, in memory that other processes may share: a
 kill clears a bit. Kind `flat` is searched exactly (a search first puts a NaN into what died since the last one,
-in its process's copy of the page), the others through an index with the bitmap as its selector.
+in its process's copy of the page), the others through an index, of whose answer the living are kept.
 One writer kills rows; any number of readers search, without locks. Knows nothing of manifests' versions.
 """
 
 import contextlib
+import math
 import os
 from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
@@ -34,6 +35,9 @@ from tidemark.shared_memory import Region
 HASHED_BYTES = 2 * 2**20
 # To ask an exact search for so many more costs a fifth of it; to copy the rows that live takes as long again.
 DEAD_PASSED_OVER = 1_000
+# Beside k and those of them that are dead on average, with a margin. Asked again for so many times as many, an index
+# costs about three times as much; for more than so many, as much as to compare all rows.
+DEAD_ASKED_TOO, ASKED_AGAIN, ASKED_MAX = 3, 8, 1_024
 
 
 def write_segment(
@@ -177,7 +181,6 @@ class Segment:
             self._open_columns()
         self.region = live or Region(LiveRows.size(self.rows), shared)
         self._live = LiveRows(self.region, self.rows, new=live is None)
-        self._alive = index.Alive(self._live.bitmap)
         self._live_in_vectors = np.full_like(self._live.bitmap, 0xFF)
         self.saved_dead_rows = 0
         if live is None and entry.dead_file:
@@ -325,9 +328,11 @@ class Segment:
             return exact_search(self.vectors, queries, k, self.metric)
         if exact:
             return self._search_exactly(queries, k)
-        alive = self._alive if self.dead_rows else index.ALL
-        found = index.search(self.opened_index, self.vectors, queries, k, self.parameters, alive, effort)
-        return self._completed(*found, queries, k)
+        if not self.dead_rows:
+            found = index.search(self.opened_index, self.vectors, queries, k, self.parameters, effort=effort)
+            if found[1][:, -1].min() >= 0:
+                return found
+        return self._search_led(self.opened_index, queries, k, effort)
 
     def _hide_dead_rows(self) -> None:
         """Put a NaN into the vectors of rows that died since the last time (exact.py); any thread may do it."""
@@ -339,23 +344,30 @@ class Segment:
             self.vectors[rows[rows < self.rows], 0] = np.nan
             self._live_in_vectors = live
 
-    def _completed(
-        self,
-        distances: NDArray[np.float32],
-        rows: NDArray[np.int64],
-        queries: NDArray[np.float32],
-        k: int,
+    def _search_led(
+        self, opened: index.Index, queries: NDArray[np.float32], k: int, effort: float
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Search exactly where the index found too few: dead rows around a query can use up its effort."""
-        if rows[:, -1].min() >= 0:
-            return distances, rows
-        width = min(k, self.live_count)
-        short = rows[:, width - 1] < 0 if width else np.zeros(len(rows), np.bool_)
-        if short.any():
-            exact_distances, exact_rows = self._search_exactly(queries[short], k)
-            width = exact_rows.shape[1]
-            distances[short, :width], rows[short, :width] = exact_distances, exact_rows
-            rows[short, width:] = -1
+        """Ask the index for so many rows, dead or alive, that k of them live; compare all beyond some.
+
+        Its effort is for the nearest of all its rows. Were dead ones passed over, those around a query would use up
+        what is to find its neighbours, and farther rows be answered in their place.
+        """
+        wanted = min(k, self.live_count)
+        asked = k + math.ceil(2 * k * self.dead_rows / self.rows) + DEAD_ASKED_TOO
+        distances = np.zeros((len(queries), wanted), np.float32)
+        rows = np.full((len(queries), wanted), -1, np.int64)
+        left = np.arange(len(queries))
+        while len(left) and asked <= max(ASKED_MAX, 2 * k):
+            found, labels = index.search(opened, self.vectors, queries[left], asked, self.parameters, effort=effort)
+            alive = (labels >= 0) & self._live.are_live(labels)
+            enough = alive.sum(axis=1) >= wanted
+            for line in enough.nonzero()[0].tolist():
+                at = alive[line].nonzero()[0][:wanted]
+                distances[left[line]], rows[left[line]] = found[line, at], labels[line, at]
+            left, asked = left[~enough], ASKED_AGAIN * asked
+        if len(left):
+            found, labels = self._search_exactly(queries[left], wanted)
+            distances[left, : labels.shape[1]], rows[left, : labels.shape[1]] = found, labels
         return distances, rows
 
     def _search_exactly(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
