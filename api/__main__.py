@@ -57,6 +57,7 @@ def main() -> None:
 def _serve(workers: Workers, config: Path | None, stopping: threading.Event) -> None:
     # Imported while the first worker imports what it needs: that takes longest of all.
     from api.serving import Serving
+    from tidemark.clients import try_settings
     from tidemark.exact import simd_level
     from tidemark.settings import load
     from tidemark.shared_memory import Document
@@ -65,6 +66,7 @@ def _serve(workers: Workers, config: Path | None, stopping: threading.Event) -> 
         return
     settings = load(config)
     service.log_to_stderr(settings.log_format)
+    try_settings(settings.kafka, settings.consumer.group)
     service.cores(settings.api.follower_cpus)  # refused here, not in a thread
     port = _reserve(settings.api.host, settings.api.port)
     host, number = port.getsockname()[:2]

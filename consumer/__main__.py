@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from consumer import metrics
 from consumer.indexer import Indexer
 from consumer.replay import Progress, Replay
+from tidemark.clients import try_settings
 from tidemark.collection import Collection, IndexParameters
 from tidemark.errors import BadConfiguration
 from tidemark.exact import simd_level
@@ -40,6 +41,7 @@ def main() -> None:
         service.die_with_parent(arguments.dies_with_parent)
     settings = load(arguments.config)
     service.log_to_stderr(settings.log_format)
+    try_settings(settings.kafka, settings.consumer.group)
     service.allow_many_files()
     service.give_way(service.CONSUMER_NICE)
     service.run_on(settings.consumer.cpus)

@@ -47,6 +47,7 @@ def test_the_environment_goes_before_the_file(tmp_path: Path, monkeypatch: pytes
         (GOOD.replace("8", "0"), "greater than or equal to 1"),
         (GOOD.replace("dimension = 8", ""), "dimension"),
         (GOOD.replace("security.protocol", "enable.auto.commit"), "Tidemark sets this itself"),
+        (GOOD.replace("security.protocol", "transactional.id"), "in no transaction"),
         (GOOD.replace("security.protocol", "plugin.library.paths"), "not supported"),
         (GOOD.replace("file:///data", "s3://data"), "only a directory"),
         (GOOD + '[collections.more]\ntopic = "docs"\ndimension = 8', "one topic is the log of one collection"),

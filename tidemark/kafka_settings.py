@@ -38,6 +38,8 @@ def check(settings: Settings) -> None:
             raise BadConfiguration(
                 "kafka.partitioner: ids are placed per collection: set collections.NAME.partitioner instead"
             )
+        if name == "transactional.id":
+            raise BadConfiguration("kafka.transactional.id: what Tidemark writes is in no transaction: remove it")
         if name.endswith("_cb"):
             raise BadConfiguration(f"kafka.{name}: callbacks cannot be set from a configuration file")
     if not settings.get("bootstrap.servers"):
