@@ -164,9 +164,9 @@ class Followed:
         for damage in loaded.damaged:
             logger.error("damaged checkpoint passed over: %s", damage)
         self.not_taken = f"damaged checkpoint passed over: {loaded.damaged[0]}" if loaded.damaged else None
-        self.version = max(self.version, loaded.newest_version)
+        self.version = loaded.newest_version
         self._open_retry_s = RETRY_S
-        if self.manifest is not None and loaded.manifest.version <= self.manifest.version:
+        if self.manifest is not None and not self._is_newer(loaded, self.manifest):
             return False
         manifest = loaded.manifest
         ahead = not self.opened or self.view.position < manifest.position
@@ -187,6 +187,12 @@ class Followed:
         self.topic = self.topic or TopicIdentity(manifest.cluster_id, manifest.topic_id)
         self.publish()
         return ahead
+
+    def _is_newer(self, loaded: Loaded, ours: Manifest) -> bool:
+        """By its version; where versions begin again, as in a directory that was restored, by its position."""
+        if loaded.newest_version < ours.version:
+            return loaded.manifest.position >= ours.position
+        return loaded.manifest.version > ours.version
 
     def _as_of(self, loaded: Loaded, ahead: bool) -> list[Segment]:
         """The segments with the dead rows of the manifest, or later ones that we know of.
@@ -223,7 +229,7 @@ class Followed:
             self.refuse(str(error))
             return
         if final:
-            self.version = max(self.version, newest_version)
+            self.version = newest_version
         self.not_taken = f"newer checkpoint not taken over: {error}"
         logger.error("%s: %s", self.name, self.not_taken)
 

@@ -253,7 +253,8 @@ class Follower:
         for followed in self.partitions:
             newest = self._newest.get(followed.partition[1], 0)
             waits = followed.opening or followed.announced or time.monotonic() < followed.open_retry_at
-            if not waits and (not followed.opened or newest > followed.version):
+            # A lower one: the directory was restored or begun again.
+            if not waits and (not followed.opened or newest not in (0, followed.version)):
                 followed.opening = self._opener.submit(followed.checkpoints.load, followed.verified)
 
     def _look(self) -> dict[int, int]:

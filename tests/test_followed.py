@@ -1,8 +1,10 @@
 """A followed partition: what it takes over of checkpoints, and what it remembers of them. No broker is asked."""
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,6 +46,7 @@ class Both:
         self.owner, self.checkpoints = View(COLLECTION, 0), Checkpoints(root, COLLECTION, "g000001", 0)
         assert self.checkpoints.claim(TOPIC, None, 0)
         self.model, self.end = Model(), 0
+        self.messages: list[Any] = []
 
     def put(self, *ids: int) -> None:
         """Both apply a record for each id, a delete where it is negative."""
@@ -53,6 +56,7 @@ class Both:
             self.model.apply([Operation(self.end, id_, vector if number >= 0 else None)])
             messages.append(upsert(self.end, id_, vector) if number >= 0 else delete(self.end, id_))
             self.end += 1
+        self.messages += messages
         for view in (self.owner, self.followed.view):
             view.apply(decode(messages, COLLECTION)[0])
 
@@ -122,6 +126,30 @@ def test_a_position_is_as_old_as_its_checkpoint_says_whenever_that_was_written(t
     both.take()
     assert both.followed.manifest is not None and both.followed.manifest.created_ms > long_ago
     assert both.followed.status.caught_up_ms == long_ago
+
+
+def test_a_directory_that_was_begun_again_is_followed_by_its_content(tmp_path: Path) -> None:
+    """Versions and segments' names begin again in it; as in StarRocks/starrocks#33567, where old versions held."""
+    both = Both(tmp_path)
+    for first in (1, 11, 21, 31):
+        both.put(*range(first, first + 5))
+        both.publish()
+    both.memory.bytes_max = 1  # nothing is kept in memory: rows are searched in the segments
+    both.take()
+    before = both.followed.manifest
+    shutil.move(both.checkpoints.directory, tmp_path / "aside")
+    both.put(41, -1, 12)
+    both.checkpoints = Checkpoints(tmp_path, COLLECTION, "g000001", 0)
+    owner = View(COLLECTION, 0)
+    assert both.checkpoints.claim(TOPIC, None, 0)
+    owner.apply(decode(both.messages, COLLECTION)[0])
+    both.owner = owner
+    both.publish()
+    assert both.take() == []
+    assert before is not None and both.followed.manifest is not None
+    assert both.followed.manifest.version < before.version
+    assert both.followed.checkpointed == both.end
+    assert_is(both.followed.view, both.model)
 
 
 def facts(first: int, end: int, topic: TopicIdentity = TOPIC) -> TopicFacts:

@@ -266,3 +266,21 @@ def test_a_current_that_cannot_be_read_is_said_and_what_is_served_stays(tmp_path
         process.wait_for_line(r"CURRENT not followed: reading of .*CURRENT failed: Is a directory")
         made.produce(rows(10))
         eventually(lambda: client.get("/collections/docs").json()["live_rows"] == 10)
+
+
+def test_a_checkpoint_directory_begun_again_is_taken_over_by_a_running_replica(kafka: str, tmp_path: Path) -> None:
+    vectors = rows(500)
+    with world(tmp_path, kafka, partitions=1) as made:
+        consumer, (_, client) = made.consumer(), made.ready_api()
+        for first in range(0, 400, 100):
+            positions = made.produce(vectors[first : first + 100], first)
+            eventually(lambda: checkpointed(client, positions))  # noqa: B023
+        before = lag(client)["partitions"][0]["manifest"]
+        assert consumer.stop() == 0
+        (tmp_path / "checkpoints").rename(tmp_path / "aside")
+        made.consumer()
+        eventually(lambda: lag(client)["partitions"][0]["manifest"] < before)
+        positions = made.produce(vectors[400:], 400)
+        eventually(lambda: checkpointed(client, positions))
+        assert lag(client)["live_rows"] == 500
+        assert lag(client)["partitions"][0]["problem"] is None

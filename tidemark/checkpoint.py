@@ -133,7 +133,9 @@ class Checkpoints:
         return None, damaged
 
     def _open_segments(self, manifest: Manifest, ready: dict[str, Segment]) -> list[Segment]:
-        return [ready.get(entry.name) or self._open(entry) for entry in manifest.segments]
+        """Those ready that are of the same bytes: in a directory that was restored or begun again, names are too."""
+        found = ((ready.get(entry.name), entry) for entry in manifest.segments)
+        return [segment if segment and segment.is_of(entry) else self._open(entry) for segment, entry in found]
 
     def _open(self, entry: SegmentEntry, verified: Iterable[str] = ()) -> Segment:
         directory, collection = self.directory / entry.name, self.collection

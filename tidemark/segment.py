@@ -139,6 +139,10 @@ def verify_file(path: Path, expected: FileEntry) -> None:
         )
 
 
+def _unchanging(entry: SegmentEntry) -> dict[str, FileEntry]:
+    return {name: file for name, file in entry.files.items() if name != entry.dead_file}
+
+
 @contextlib.contextmanager
 def _opening(directory: Path) -> Iterator[None]:
     try:
@@ -235,6 +239,10 @@ class Segment:
         unchanged = {name for name, file in entry.files.items() if self.entry.files.get(name) == file}
         shared = self.region.name is not None
         return Segment(self.directory, entry, self._dimension, self.metric, verified=unchanged, shared=shared)
+
+    def is_of(self, entry: SegmentEntry) -> bool:
+        """Whether an entry names the very files of this segment, whatever has died in them."""
+        return _unchanging(self.entry) == _unchanging(entry)
 
     @property
     def dead_rows(self) -> int:
