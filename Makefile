@@ -14,7 +14,7 @@ BIN := .venv/bin
 	@echo "installing the locked development packages"
 	@$(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python --require-hashes -r requirements-dev.lock && touch $@
 
-.PHONY: help setup up test lint format lock bench bench-quick bench-churn bench-growth bench-hot-paths bench-peers test-images
+.PHONY: help setup up test torture lint format lock bench bench-quick bench-churn bench-growth bench-hot-paths bench-peers test-images
 setup: .venv/dev.stamp  ## make the environment in .venv, from the lock files
 
 up: .venv/run.stamp  ## start Kafka, the consumer and the api, load sample data, print a search to try
@@ -28,6 +28,9 @@ test: .venv/dev.stamp  ## run every test against a real Kafka (under 10 minutes 
 
 test-images: .venv/images.stamp  ## build the image and run docker-compose.yml's services under podman (as root on Debian, 5 minutes)
 	@PYTHONPATH=.venv/images $(BIN)/python -m deploy.test_images
+
+torture: .venv/dev.stamp  ## the tests that take long: what happens after minutes, in seconds
+	@$(BIN)/pytest -m torture
 
 lint: .venv/dev.stamp  ## ruff, mypy and the import rules
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports

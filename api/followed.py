@@ -72,6 +72,7 @@ class Followed:
         self._opened_empty_ms = 0
         self._told_end = self._told_ms = 0
         self._passed_over: list[Segment] = []
+        self._tombstones_kept_ms: int | None = None
         self._watch = watch
         self._rows_max = rows_max
         self._memory = memory
@@ -122,6 +123,7 @@ class Followed:
             position=position,
             digest=digest,
             lag_known=self.offset_lag is not None,
+            open_transaction_offsets=self._open_transaction_offsets,
             caught_up_ms=self.caught_up.as_of_ms,
             checkpointed=self.checkpointed,
             manifest=self.version or None,
@@ -130,6 +132,14 @@ class Followed:
             visible=self.freshness.visible,
             fetched=self.freshness.fetched,
         )
+
+    @property
+    def _open_transaction_offsets(self) -> int | None:
+        """Offsets that wait behind an open transaction; None when that is not known now."""
+        facts = self._watch.facts
+        if facts is None or facts.identity != self.topic:
+            return None
+        return facts.open_transaction_offsets(self.partition[1])
 
     def _state(self) -> str:
         if not self.opened:
@@ -252,6 +262,7 @@ class Followed:
         check_identity(self.name, self.topic or facts.identity, facts.identity, self._remedy)
         check_position(self.name, self.view.position, self._deletes_known_ms, bounds, self._remedy)
         self.topic = self.topic or facts.identity
+        self._tombstones_kept_ms = facts.tombstones_kept_ms
         log.restart(self.start)
         self.reading, self.at_end, self.problem = True, False, None
         self.last_record_at = time.monotonic()
@@ -263,7 +274,24 @@ class Followed:
         if self.topic is None or self.problem or bounds is None:
             return
         check_identity(self.name, self.topic, facts.identity, self._remedy)
-        check_age(self.name, self.view.position, self._deletes_known_ms, bounds, self._remedy)
+        self._tombstones_kept_ms = facts.tombstones_kept_ms
+        if bounds.end > self.view.position:
+            self.check_age()
+
+    def check_age(self) -> None:
+        """Raise LogGap when reading on may miss deletes; asked before anything is applied.
+
+        A process that was suspended meets records before it meets what the brokers say of them.
+        """
+        check_age(self.name, self.view.position, self._deletes_known_ms, self._tombstones_kept_ms, self._remedy)
+
+    def advance(self, end: int) -> None:
+        """Move to the end of the log, over what no reader sees; raises LogGap."""
+        if end > self.view.position:
+            self.check_age()
+            self.view.advance(end)
+        self.at_end = self.view.position == end
+        self.publish()
 
     @property
     def _deletes_known_ms(self) -> int:
@@ -323,6 +351,7 @@ class Followed:
         if self.opened and not self.problem:
             if facts is not None and told is not None and facts.identity == self.topic:
                 self._note_told(told, facts.asked_ms)
+                self.view.note_leader_epoch(told, facts.epochs[self.partition[1]])
             self.caught_up.reach(position)
 
     def _note_told(self, end: int, asked_ms: int) -> None:

@@ -27,7 +27,7 @@ from api.two_partitions import TwoPartitions
 from tidemark import service
 from tidemark.checkpoint import Checkpoints, Loaded
 from tidemark.collection import Collection
-from tidemark.errors import StoreUnavailable, TidemarkError
+from tidemark.errors import LogGap, StoreUnavailable, TidemarkError
 from tidemark.log import Fetched, Log, Partition
 from tidemark.manifest import TopicIdentity
 from tidemark.record import decode
@@ -181,23 +181,29 @@ class Follower:
     # -- records -------------------------------------------------------------------------------------------
 
     def _take(self, fetched: Fetched, log: Log) -> None:
+        stopped = {self._by_name[partition]: gap for partition, gap in fetched.stopped.items()}
         for partition, messages in fetched.messages.items():
-            self._apply(self._by_name[partition], messages)
-            self._by_name[partition].hold_back(log)
-        for partition, end in fetched.ends.items():
             followed = self._by_name[partition]
-            followed.view.advance(end)
-            followed.at_end = followed.view.position == end
-            followed.publish()
-        for partition, gap in fetched.stopped.items():
-            self._by_name[partition].stop_reading(log)
-            self._by_name[partition].refuse(str(gap))
+            try:
+                self._apply(followed, messages)
+            except LogGap as error:
+                stopped[followed] = error
+            followed.hold_back(log)
+        for partition, end in fetched.ends.items():
+            try:
+                self._by_name[partition].advance(end)
+            except LogGap as error:
+                stopped[self._by_name[partition]] = error
+        for followed, gap in stopped.items():
+            followed.stop_reading(log)
+            followed.refuse(str(gap))
             self.watch.ask_identity_now()
         for warning in fetched.warnings:
             self._warn(warning)
 
     def _apply(self, followed: Followed, messages: list[Any]) -> None:
         view = followed.view
+        followed.check_age()
         followed.at_end = False
         followed.last_record_at = time.monotonic()
         if messages[0].offset() < view.position:

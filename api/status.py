@@ -31,6 +31,7 @@ class PartitionStatus(msgspec.Struct, frozen=True):
     position: int
     digest: int
     lag_known: bool
+    open_transaction_offsets: int | None
     caught_up_ms: int
     checkpointed: int | None
     manifest: int | None

@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -224,10 +225,10 @@ class Indexer:
             logger.warning("kafka: %s", warning)
         for partition, messages in fetched.messages.items():
             if owned := self._owned.get(partition):
-                self._apply(owned, messages)
+                self._or_stop(owned, partial(self._apply, owned, messages))
         for partition, end in fetched.ends.items():
             if owned := self._owned.get(partition):
-                owned.view.advance(end)
+                self._or_stop(owned, partial(owned.advance, end))
         for partition, position in fetched.committed.items():
             if owned := self._owned.get(partition):
                 owned.committed = position
@@ -235,7 +236,14 @@ class Indexer:
             if owned := self._owned.get(partition):
                 self._stop_partition(owned, gap)
 
+    def _or_stop(self, owned: OwnedPartition, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except TidemarkError as error:
+            self._stop_partition(owned, error)
+
     def _apply(self, owned: OwnedPartition, messages: list[Any]) -> None:
+        owned.check_age()
         if messages[0].offset() < owned.view.position:
             messages = [message for message in messages if message.offset() >= owned.view.position]
         if not messages:
@@ -308,11 +316,9 @@ class Indexer:
                 continue
             self._facts[topic] = facts
             for owned in [owned for owned in self._owned.values() if owned.partition[0] == topic]:
-                try:
-                    owned.note_facts(facts)
+                self._or_stop(owned, partial(owned.note_facts, facts))
+                if owned.partition in self._owned:
                     self._wake_if_stalled(owned)
-                except TidemarkError as error:
-                    self._stop_partition(owned, error)
 
     def _follow_current(self) -> None:
         """Move to the generation that CURRENT names, when it names another one than ours."""

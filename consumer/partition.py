@@ -33,6 +33,9 @@ BACKLOG_OFFSETS = 50_000
 QUIET_S = 1.0
 # A partition that is held back reads on at this share of the bound.
 RESUME_SHARE = 0.8
+# Of a compacted topic's `delete.retention.ms`: an idle partition's checkpoint is made anew when it has got so old, so
+# that a consumer may be away for the rest of it.
+RENEWED_SHARE = 0.25
 # A checkpoint that could not be made is tried again after so long, twice as long each time.
 RETRY_S, RETRY_S_MAX = 0.5, 30.0
 
@@ -77,6 +80,8 @@ class OwnedPartition:
     checkpointed: int
     checkpoint_version: int
     caught_up: CaughtUp = field(default_factory=lambda: CaughtUp(now_ms()))
+    checkpointed_as_of_ms: int = field(default_factory=now_ms)
+    tombstones_kept_ms: int | None = None
     checkpoint_at: float = field(default_factory=time.monotonic)
     clean_at: float = field(default_factory=time.monotonic)
     checkpoint_wanted: bool = False
@@ -119,8 +124,33 @@ class OwnedPartition:
         self.end = max(end, self.view.position)
         self.caught_up.note_end(end, facts.asked_ms)
         self.caught_up.reach(self.view.position)
-        if bounds := facts.bounds(self.partition[1]):
-            check_age(self.name, self.view.position, self.caught_up.as_of_ms, bounds, remedy(self.collection.name))
+        self.tombstones_kept_ms = facts.tombstones_kept_ms
+        if end > self.view.position:
+            self.check_age()
+        self._renew(end, facts.epochs[self.partition[1]])
+
+    def check_age(self) -> None:
+        """Raise LogGap when reading on may miss deletes: asked before anything is applied, also while running.
+
+        A process that was suspended meets records before it meets what the brokers say of them.
+        """
+        advice = remedy(self.collection.name)
+        check_age(self.name, self.view.position, self.caught_up.as_of_ms, self.tombstones_kept_ms, advice)
+
+    def advance(self, end: int) -> None:
+        """Move to the end of the log, over what no reader sees; raises LogGap."""
+        if end > self.view.position:
+            self.check_age()
+            self.view.advance(end)
+
+    def _renew(self, end: int, leader_epoch: int) -> None:
+        """Have a checkpoint made when only what it says of its position has changed: its age, and its leader epoch."""
+        self.checkpoint_wanted |= (
+            self.view.note_leader_epoch(end, leader_epoch) and self.checkpointed == self.view.position
+        )
+        if self.tombstones_kept_ms is not None:
+            older_ms = self.caught_up.as_of_ms - self.checkpointed_as_of_ms
+            self.checkpoint_wanted |= older_ms > RENEWED_SHARE * self.tombstones_kept_ms
 
     # -- builds --------------------------------------------------------------------------------------------
 
@@ -249,6 +279,7 @@ class OwnedPartition:
         manifest = self.checkpoints.publish(self.view, self.caught_up.as_of_ms)
         self.checkpointed = manifest.position
         self.checkpoint_version = manifest.version
+        self.checkpointed_as_of_ms = manifest.caught_up_ms
         self.checkpoint_at = self.clean_at = time.monotonic()
         self.checkpoint_wanted = self.memory_wanted = False
         self.checkpoint_problem, self.checkpoint_retry = None, Retry()

@@ -177,6 +177,7 @@ class Replay:
             raise LogGap(str(gap))
         for partition, messages in fetched.messages.items():
             owned = self._owned[partition]
+            owned.check_age()
             batch, bad = decode(messages, self._collection)
             for record in bad:
                 owned.bad[record.reason] = owned.bad.get(record.reason, 0) + 1
@@ -185,7 +186,7 @@ class Replay:
             owned.view.apply(batch)
             owned.last_record_at = time.monotonic()
         for partition, end in fetched.ends.items():
-            self._owned[partition].view.advance(end)
+            self._owned[partition].advance(end)
 
     def _keep_up(self, owned: OwnedPartition, log: Log) -> None:
         checkpoint = self._settings.checkpoint

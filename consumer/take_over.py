@@ -170,5 +170,14 @@ def _opened(
         as_of_ms = manifest.caught_up_ms
     version, position = checkpoints.version, view.position
     return OwnedPartition(
-        partition, collection, made, topic, view, checkpoints, position, version, caught_up=CaughtUp(as_of_ms)
+        partition,
+        collection,
+        made,
+        topic,
+        view,
+        checkpoints,
+        position,
+        version,
+        caught_up=CaughtUp(as_of_ms),
+        checkpointed_as_of_ms=as_of_ms,
     )

@@ -31,6 +31,13 @@ class Committed(NamedTuple):
     metadata: str
 
 
+class LogEnd(NamedTuple):
+    """Where a read-committed reader reaches the end of a log, and the newest leader epoch of that log (-1: unknown)."""
+
+    offset: int
+    leader_epoch: int
+
+
 @dataclass(frozen=True, slots=True)
 class Start:
     """Where to start reading a partition; the leader epoch makes the broker say when the log was truncated."""
@@ -80,6 +87,8 @@ class Log:
         self._callback_errors: list[BaseException] = []
         self._assigned: set[Partition] = set()
         self._changes = 0  # of the assignment
+        self._to_check: dict[Partition, TopicPartition] = {}  # restarted, the leader epoch not given to the client yet
+        self._reached: dict[Partition, tuple[int, int]] = {}  # since a restart: next offset, and epoch of the last one
         self._answered: list[tuple[KafkaError | None, list[TopicPartition]]] = []  # commits
         client["on_commit"] = lambda error, partitions: self._answered.append((error, partitions))
         self._consumer = make_client(client)
@@ -129,6 +138,19 @@ class Log:
         self._assigned.add(start.partition)
         self._changes += 1
         self._consumer.incremental_assign([start.to_client()])
+        if start.leader_epoch >= 0:
+            self._to_check[start.partition] = start.to_client()
+            self._check_epochs()
+
+    def _check_epochs(self) -> None:
+        """Have the leader epochs of restarted partitions checked by the brokers, at a seek.
+
+        At an assignment librdkafka does it only while it does not know the leader yet, which a group's member does.
+        """
+        for partition, start in list(self._to_check.items()):
+            with contextlib.suppress(KafkaException):  # not assigned yet: what it delivers is dropped until it is
+                self._consumer.seek(start)
+                del self._to_check[partition]
 
     def stop(self, partition: Partition) -> None:
         """Stop reading a partition; its assignment in the group stays."""
@@ -138,6 +160,9 @@ class Log:
         held = [partition for partition in partitions if partition in self._assigned]
         self._assigned -= set(held)
         self._changes += 1
+        for partition in held:
+            self._to_check.pop(partition, None)
+            self._reached.pop(partition, None)
         if held:
             self._consumer.incremental_unassign([TopicPartition(*partition) for partition in held])
 
@@ -149,6 +174,8 @@ class Log:
         (`consume(n, t)` would wait for n messages or the deadline.) Errors of callbacks are raised here, and
         ClientEnded when the client will fetch nothing any more.
         """
+        if self._to_check:
+            self._check_epochs()
         before = self._changes
         first = self._consumer.poll(timeout_s)
         messages = [] if first is None else [first, *self._consumer.consume(most - 1, 0)]
@@ -168,12 +195,34 @@ class Log:
             return fetched
         if unchanged and len(self._assigned) == 1:
             fetched.messages = {next(iter(self._assigned)): messages}
-            return fetched
+            return self._of_checked_epochs(fetched)
         for message in messages:
             partition = (message.topic(), message.partition())
             fetched.messages.setdefault(partition, []).append(message)  # type: ignore[arg-type]
         for partition in fetched.messages.keys() - self._assigned:
             del fetched.messages[partition]  # taken away since it was fetched: its next owner reads it
+        return self._of_checked_epochs(fetched)
+
+    def _of_checked_epochs(self, fetched: Fetched) -> Fetched:
+        """Read on behind a change of the leader only after a check that the new leader has all that we have read.
+
+        What comes from a newer epoch is left out, and read again from there with the epoch before it: the brokers say
+        when the log was cut back before our position. The first record after a restart is checked already.
+        """
+        for partition, messages in list(fetched.messages.items()):
+            if partition in self._to_check:
+                del fetched.messages[partition]
+                continue
+            _, known = self._reached.get(partition, (0, messages[0].leader_epoch()))
+            if messages[-1].leader_epoch() != known:
+                messages = [message for message in messages if message.leader_epoch() == known]
+                reached = messages[-1].offset() + 1 if messages else self._reached[partition][0]
+                fetched.messages[partition] = messages
+                self.restart(Start(partition, reached, -1 if known is None else known))
+            else:
+                self._reached[partition] = (messages[-1].offset() + 1, known)
+            if not messages:
+                del fetched.messages[partition]
         return fetched
 
     def _note(self, event: Message, fetched: Fetched) -> None:
@@ -192,7 +241,7 @@ class Log:
             fetched.ends[(topic, number)] = offset or 0
         elif code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._LOG_TRUNCATION):
             fetched.stopped[(topic, number)] = LogGap(
-                f"{topic}[{number}]: the log does not hold our position {offset} any more ({error.str()}): "
+                f"{topic}[{number}]: the log does not hold our position any more ({error.str()}): "
                 "records were removed or the log was cut back; build a new generation with `tidemark replay`"
             )
         else:

@@ -42,16 +42,20 @@ def check_position(name: str, position: int, as_of_ms: int, log: LogBounds, advi
         )
     if position > log.end:
         raise LogGap(f"{name}: the checkpoint is at {position}, the log ends at {log.end}: it was cut back; {advice}")
-    check_age(name, position, as_of_ms, log, advice)
+    if log.end > position:
+        check_age(name, position, as_of_ms, log.tombstones_kept_ms, advice)
 
 
-def check_age(name: str, position: int, as_of_ms: int, log: LogBounds, advice: str) -> None:
-    """Raise LogGap when deletes beyond the position may be gone: for a reader that is behind, again and again."""
+def check_age(name: str, position: int, as_of_ms: int, kept_ms: int | None, advice: str) -> None:
+    """Raise LogGap when deletes beyond the position may be gone before they are read: for a reader that is behind.
+
+    The position held all of the log at `as_of_ms`; `kept_ms` is for how long the topic keeps deletes, None: for ever.
+    """
     age_ms = now_ms() - as_of_ms
-    if log.tombstones_kept_ms is not None and age_ms > log.tombstones_kept_ms and log.end > position:
+    if kept_ms is not None and age_ms > kept_ms:
         raise LogGap(
             f"{name}: position {position} is {age_ms // 1000} s old and the topic is compacted with "
-            f"delete.retention.ms={log.tombstones_kept_ms}: deletes may have been removed unread; {advice}"
+            f"delete.retention.ms={kept_ms}: deletes may have been removed unread; {advice}"
         )
 
 

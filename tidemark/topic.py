@@ -18,13 +18,14 @@ from confluent_kafka import (
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its stubs do not name what it exports
     AdminClient,
     ConfigResource,
+    ListOffsetsResultInfo,
     NewTopic,
     OffsetSpec,
 )
 
 from tidemark.errors import BrokerUnreachable, TopicMissing
 from tidemark.kafka_settings import Settings, admin_settings
-from tidemark.log import Committed, GroupOffsets, Partition
+from tidemark.log import Committed, GroupOffsets, LogEnd, Partition
 from tidemark.manifest import TopicIdentity
 
 T = TypeVar("T")
@@ -108,7 +109,22 @@ class Topics:
 
     def ends(self, partitions: list[Partition]) -> dict[Partition, int]:
         """The offset after the last record a read-committed reader may see."""
-        return self._offsets(partitions, OffsetSpec.latest())  # type: ignore[no-untyped-call]
+        return {partition: end.offset for partition, end in self.ends_and_epochs(partitions).items()}
+
+    def ends_and_epochs(self, partitions: list[Partition]) -> dict[Partition, LogEnd]:
+        """The same with the newest leader epoch of each log."""
+        latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+        found = self._list_offsets(partitions, latest, IsolationLevel.READ_COMMITTED)
+        return {
+            partition: LogEnd(at.offset, -1 if at.leader_epoch is None else at.leader_epoch)
+            for partition, at in found.items()
+        }
+
+    def acknowledged(self, partitions: list[Partition]) -> dict[Partition, int]:
+        """The offset after the last record acknowledged; beyond `ends` they wait behind an open transaction."""
+        latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+        found = self._list_offsets(partitions, latest, IsolationLevel.READ_UNCOMMITTED)
+        return {partition: at.offset for partition, at in found.items()}
 
     def at_time(self, partitions: list[Partition], timestamp_ms: int) -> dict[Partition, int | None]:
         """The first offset at or after a time; None when every record is older (brokers say END then)."""
@@ -116,16 +132,22 @@ class Topics:
         return {partition: offset if offset >= 0 else None for partition, offset in found.items()}
 
     def _offsets(self, partitions: list[Partition], spec: OffsetSpec) -> dict[Partition, int]:
+        found = self._list_offsets(partitions, spec, IsolationLevel.READ_COMMITTED)
+        return {partition: at.offset for partition, at in found.items()}
+
+    def _list_offsets(
+        self, partitions: list[Partition], spec: OffsetSpec, isolation: IsolationLevel
+    ) -> dict[Partition, ListOffsetsResultInfo]:
         if not partitions:
             return {}
 
-        def question() -> dict[Partition, int]:
+        def question() -> dict[Partition, ListOffsetsResultInfo]:
             futures: dict[TopicPartition, Future[Any]] = self._admin.list_offsets(
                 {TopicPartition(*partition): spec for partition in partitions},
-                isolation_level=IsolationLevel.READ_COMMITTED,
+                isolation_level=isolation,
                 request_timeout=self._timeout_s,
             )
-            return {(at.topic, at.partition): future.result().offset for at, future in futures.items()}
+            return {(at.topic, at.partition): future.result() for at, future in futures.items()}
 
         return self._ask("listing offsets", question)  # type: ignore[no-any-return]
 

@@ -32,6 +32,8 @@ ASK_TIMEOUT_S = 3.0
 class TopicFacts:
     """Per partition: where its log starts and ends, and what the group has committed.
 
+    `epochs` are the newest leader epochs, -1 where the broker tells none. `acknowledged` was asked for before `ends`:
+    what it is ahead of them was waiting behind an open transaction.
     `asked_at` (monotonic seconds) and `asked_ms` (wall clock) are from before the question, so the answer is not older.
     """
 
@@ -39,6 +41,8 @@ class TopicFacts:
     tombstones_kept_ms: int | None
     starts: dict[int, int]
     ends: dict[int, int]
+    epochs: dict[int, int]
+    acknowledged: dict[int, int]
     committed: dict[int, Committed]
     asked_at: float
     asked_ms: int
@@ -47,6 +51,12 @@ class TopicFacts:
         if partition not in self.starts:
             return None
         return LogBounds(self.starts[partition], self.ends[partition], self.tombstones_kept_ms)
+
+    def open_transaction_offsets(self, partition: int) -> int | None:
+        """How many offsets no read-committed reader sees yet, because a transaction before them is open."""
+        if partition not in self.starts:
+            return None
+        return max(0, self.acknowledged[partition] - self.ends[partition])
 
 
 class TopicWatch:
@@ -111,11 +121,20 @@ class TopicWatch:
             identity = self._topics.identity(self._topic)
             kept_ms = self._topics.tombstones_kept_ms(self._topic)
             self._identity_due = asked_at + IDENTITY_EVERY_S
-            known = TopicFacts(identity, kept_ms, {}, {}, known.committed if known else {}, asked_at, asked_ms)
+            known = TopicFacts(identity, kept_ms, {}, {}, {}, {}, known.committed if known else {}, asked_at, asked_ms)
         every: list[Partition] = [(self._topic, number) for number in range(known.identity.partitions)]
         starts = {p[1]: first for p, first in self._topics.starts(every).items()}
-        ends = {p[1]: end for p, end in self._topics.ends(every).items()}
-        self._facts = replace(known, starts=starts, ends=ends, asked_at=asked_at, asked_ms=asked_ms)
+        acknowledged = {p[1]: end for p, end in self._topics.acknowledged(every).items()}
+        found = {p[1]: end for p, end in self._topics.ends_and_epochs(every).items()}
+        self._facts = replace(
+            known,
+            starts=starts,
+            ends={number: end.offset for number, end in found.items()},
+            epochs={number: end.leader_epoch for number, end in found.items()},
+            acknowledged=acknowledged,
+            asked_at=asked_at,
+            asked_ms=asked_ms,
+        )
         if asked_at >= self._committed_due:
             self._committed_due = asked_at + COMMITTED_EVERY_S
             self._facts = replace(self._facts, committed=self._committed(every))

@@ -202,6 +202,14 @@ class View(SearchedView):
         """Move over offsets that hold no records: transaction markers, compacted ends, bad records."""
         if position > self.position:
             self._change(position=position)
+            self.leader_epoch = -1  # that of the last record ended before this position, if a leader came in between
+
+    def note_leader_epoch(self, end: int, leader_epoch: int) -> bool:
+        """Take the newest leader epoch of a log that ends where we are, when ours is not known; True when it was so."""
+        if self.leader_epoch >= 0 or end != self.position:
+            return False
+        self.leader_epoch = leader_epoch
+        return leader_epoch >= 0
 
     def _append(self, batch: Batch) -> None:
         tail = self.searcher.tails[-1]
