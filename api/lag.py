@@ -2,8 +2,10 @@
 
 Reads published values only. Offsets: log end, applied, checkpointed (of the newest manifest taken over), built
 (before it, every live row is in an index), committed. `time_lag_ms` is the age of the oldest record not applied,
-at most; 0 when caught up, also when idle. Everything written before `caught_up_ms` is applied. What the consumer says
-of a partition comes with the offset that it commits. Anybody may commit there, so what is not as expected is ignored.
+at most; 0 when caught up, also when idle. Everything written before `caught_up_ms` is applied. Records behind an open
+transaction are in none of these figures, because nobody who reads committed records sees them:
+`open_transaction_offsets` counts them. What the consumer says of a partition comes with the offset that it commits.
+Anybody may commit there, so what is not as expected is ignored.
 """
 
 from typing import Annotated, Any
@@ -45,6 +47,7 @@ def of_partition(partition: PartitionMirror, committed: Committed | None) -> dic
         "built_position": _built_position(partition),
         "committed_offset": None if committed is None else committed.offset,
         "offset_lag": partition.offset_lag,
+        "open_transaction_offsets": status.open_transaction_offsets,
         "time_lag_ms": partition.time_lag_ms,
         "caught_up_ms": status.caught_up_ms or None,
         "tail_bytes": status.tail_bytes,

@@ -118,12 +118,24 @@ class Searches:
             if time.monotonic() >= deadline:
                 raise NotFreshEnough(
                     f"positions {wanted} were not reached within {request.timeout_ms} ms; reached are {reached}"
+                    + _open_transactions(served.follower, wanted)
                 )
             await asyncio.sleep(FRESHNESS_POLL_S)
 
     def _stored(self, follower: FollowerMirror, request: schemas.SearchRequest) -> NDArray[np.float32]:
         (_, vector), _ = stored(follower, request.id or "", request.allow_partial)
         return vector[None, :]
+
+
+def _open_transactions(follower: FollowerMirror, wanted: dict[int, int]) -> str:
+    """What to say of open transactions before positions that are not reached; nothing when there are none."""
+    return "".join(
+        f"; of partition {number} {waiting} offsets wait behind an open transaction: "
+        "nobody who reads committed records sees them before it is committed or aborted"
+        for partition in follower.partitions
+        if partition.position < wanted.get(number := partition.status.view.partition, 0)
+        and (waiting := partition.status.open_transaction_offsets)
+    )
 
 
 def stored(

@@ -83,4 +83,7 @@ def _why(partition: dict[str, Any]) -> str:
         told.append(f"consumer: {partition['consumer_problem']}")
     if told:
         return "; ".join(told)
-    return "catching up" if partition.get("offset_lag") else ""
+    if partition.get("offset_lag"):
+        return "catching up"
+    waiting = partition.get("open_transaction_offsets")
+    return f"{waiting} offsets wait behind an open transaction" if waiting else ""
