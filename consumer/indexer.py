@@ -150,7 +150,7 @@ class Indexer:
         """Take a partition over: begin when it is due, own it when it is done."""
         if waiting.opening is not None and waiting.opening.done():
             try:
-                self._own(waiting.opening.result())
+                self._own(waiting.opening.result(), waiting)
                 return
             except TidemarkError as error:
                 waiting.refuse(error)
@@ -172,10 +172,11 @@ class Indexer:
         facts = self._facts.get(collection.topic)
         return self._current.get(collection.name), facts.identity if facts else None
 
-    def _own(self, owned: OwnedPartition) -> None:
+    def _own(self, owned: OwnedPartition, waiting: Waiting) -> None:
         del self._waiting[owned.partition]
         self._owned[owned.partition] = owned
         self._log.restart(owned.start)
+        self._told.taken_over(owned, waiting, self._facts.get(owned.partition[0]))
         logger.info(
             "owns %s[%d] generation %s from position %d (%d rows, epoch %d)",
             *owned.partition,
@@ -332,7 +333,8 @@ class Indexer:
             if name is not None and name != owned.generation.name:
                 self._log.stop(owned.partition)
                 self._let_go(owned)
-                self._waiting[owned.partition] = Waiting(owned.partition, owned.collection, committed=owned.committed)
+                waiting = Waiting(owned.partition, owned.collection, committed=owned.committed, told=owned.told)
+                self._waiting[owned.partition] = waiting
 
     def _wake_if_stalled(self, owned: OwnedPartition) -> None:
         """Read a partition again from our position when its end moves on but nothing arrives."""

@@ -33,6 +33,15 @@ class Told:
         owned.told = None
         self._commit(owned.partition, owned.checkpointed, owned.checkpoint_version, owned.generation.name)
 
+    def taken_over(self, owned: OwnedPartition, waiting: Waiting, facts: TopicFacts | None) -> None:
+        """Take back a problem that was said, by this process or the one before: a quiet topic's next checkpoint is far.
+
+        The position is that of the checkpoint that was taken over.
+        """
+        known = facts.committed.get(owned.partition[1]) if facts else None
+        if waiting.told is not None or (known is not None and '"problem"' in known.metadata):
+            self.checkpointed(owned)
+
     def problem_of(self, owned: OwnedPartition) -> None:
         """Say why its checkpoints or its reading stand still, and when that is over."""
         problem, now = owned.problem, time.monotonic()

@@ -73,9 +73,10 @@ def test_after_a_gap_and_its_remedy_the_running_consumer_serves_the_new_generati
     assert before_ms <= _problem(deployed)["since_ms"] <= time.time_ns() // 1_000_000
     wait_until(lambda: "50 offsets were removed unread" in _told(deployed).get("problem", ""), 20, "said to the api")
     _replay(deployed)
+    wait_until(lambda: "problem" not in _told(deployed), 20, "taken back without any new record")
+    assert _problem(deployed) == {}
     deployed.produce(_upserts(50, prefix="later"))
     deployed.wait_until_checkpointed()
-    assert _problem(deployed) == {}
     assert "problem" not in _told(deployed)
     assert len(_ids(deployed)) == 100
     assert consumer.process.poll() is None
