@@ -39,6 +39,30 @@ def test_the_environment_goes_before_the_file(tmp_path: Path, monkeypatch: pytes
     assert found.kafka["bootstrap.servers"] == "other:9092"
 
 
+def test_the_address_of_an_api_in_the_environment_is_not_taken_for_its_section(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIDEMARK_API", "http://127.0.0.1:18080")
+    monkeypatch.setenv("TIDEMARK_API__PORT", "18080")
+    assert _load(tmp_path, GOOD).api.port == 18080
+
+
+@pytest.mark.parametrize(
+    ("variable", "said"),
+    [
+        ("TIDEMARK_API__PRT", "environment variable TIDEMARK_API__PRT: unknown setting api.prt; did you mean api.port"),
+        ("TIDEMARK_API__PORT", "environment variable TIDEMARK_API__PORT: api.port: "),
+        ("TIDEMARK_CHECKPOINT_URL", "TIDEMARK_CHECKPOINT_URL is not a setting; did you mean TIDEMARK_CHECKPOINT__URL"),
+    ],
+)
+def test_a_wrong_variable_is_refused_by_its_own_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, said: str
+) -> None:
+    monkeypatch.setenv(variable, "x")
+    with pytest.raises(BadConfiguration, match=said):
+        _load(tmp_path, GOOD)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

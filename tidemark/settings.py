@@ -13,7 +13,13 @@ from typing import Any, Literal
 from urllib.parse import unquote, urlparse
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from tidemark.collection import (
     DIMENSION_MAX,
@@ -145,6 +151,9 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
+        if isinstance(env_settings, EnvSettingsSource):
+            # The address of an api that a command asks, not the section [api].
+            env_settings.env_vars = {k: v for k, v in env_settings.env_vars.items() if k.upper() != "TIDEMARK_API"}
         return env_settings, init_settings
 
     @property
@@ -236,23 +245,39 @@ def _kafka(table: Any, path: Path) -> dict[str, Any]:
 
 
 def _refuse_unknown_variables() -> None:
-    sections = [f"TIDEMARK_{name.upper()}" for name in Settings.model_fields]
+    sections = [_variable(name) for name in Settings.model_fields]
     for name in os.environ:
         known = name in _OTHER_VARIABLES or any(
             name == section or name.startswith(section + "__") for section in sections
         )
         if name.startswith("TIDEMARK_") and not known:
-            raise BadConfiguration(f"environment variable {name} is not a setting{_nearest(name, sections)}")
+            raise BadConfiguration(f"environment variable {name} is not a setting{_nearest(name, _variables())}")
+
+
+def _variable(*parts: str) -> str:
+    return "TIDEMARK_" + "__".join(part.upper() for part in parts)
+
+
+def _variables() -> list[str]:
+    """Every setting that has a variable of its own, and the sections."""
+    found = []
+    for section, field in Settings.model_fields.items():
+        model = field.annotation
+        below = model.model_fields if isinstance(model, type) and issubclass(model, BaseModel) else ()
+        found += [_variable(section), *(_variable(section, name) for name in below)]
+    return found
 
 
 def _explain(error: ValidationError, path: Path) -> str:
     lines = []
     for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"])
+        parts = [str(part) for part in problem["loc"]]
+        where = ".".join(parts)
+        source = f"environment variable {_variable(*parts)}" if _variable(*parts) in os.environ else str(path)
         if problem["type"] == "extra_forbidden":
-            lines.append(f"{path}: unknown setting {where}{_nearest(where, _known_names(problem['loc']))}")
+            lines.append(f"{source}: unknown setting {where}{_nearest(where, _known_names(problem['loc']))}")
         else:
-            lines.append(f"{path}: {where}: {problem['msg']} (it is {problem['input']!r})")
+            lines.append(f"{source}: {where}: {problem['msg']} (it is {problem['input']!r})")
     return "\n".join(lines)
 
 
