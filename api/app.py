@@ -14,12 +14,13 @@ from typing import Annotated, Any
 import orjson
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import RedirectResponse
+from fastapi.responses import HTMLResponse, RedirectResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from api import lag, problems, schemas
 from api.body import BYTES, JSON, Bodies, media_type
+from api.docs_page import docs_page
 from api.edge import Edge
 from api.metrics import Metrics
 from api.mirror import Replica, Served
@@ -52,7 +53,13 @@ def create_app(replica: Replica) -> FastAPI:
         writes.close()
 
     app = FastAPI(
-        title="Tidemark", version=__version__, lifespan=life, description=_DESCRIPTION, redirect_slashes=False
+        title="Tidemark",
+        version=__version__,
+        lifespan=life,
+        description=_DESCRIPTION,
+        redirect_slashes=False,
+        docs_url=None,  # FastAPI's pages load their scripts from elsewhere
+        redoc_url=None,
     )
     _add_errors(app)
     search = SearchRoute(replica, searches, bodies, metrics)
@@ -230,6 +237,10 @@ def _add_operations(app: FastAPI, replica: Replica, metrics: Metrics) -> None:
         """Prometheus metrics."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(docs_page(app.openapi()))
+
     @app.get("/", include_in_schema=False)
     async def root() -> Response:
         return RedirectResponse("/docs")
@@ -262,7 +273,11 @@ def _answer(name: str, status: str = "200") -> dict[str, Any]:
 def _body(name: str, example: Any) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {**_schema(name), "example": example}}
     status, answer = _ANSWERS[name]
-    return {"requestBody": {"required": True, "content": content}, **_answer(answer, status)}
+    found = _answer(answer, status)
+    refused = {"412": "not fresh enough"} if name == "SearchRequest" else {}
+    for code, text in {**refused, "415": "unsupported media type", "429": "overloaded"}.items():
+        found["responses"][code] = {"description": text, "content": {"application/json": _schema("ErrorAnswer")}}
+    return {"requestBody": {"required": True, "content": content}, **found}
 
 
 def _search_operation() -> dict[str, Any]:

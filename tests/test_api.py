@@ -1,6 +1,8 @@
 """The HTTP contract (design section 10), against a real api process and a real broker."""
 
+import html
 import json
+import re
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -310,14 +312,19 @@ def test_collections_are_listed_and_described(client: httpx.Client) -> None:
 
 
 def test_the_page_documents_every_call_with_schemas(client: httpx.Client) -> None:
-    assert client.get("/docs").status_code == 200
+    shown = client.get("/docs")
+    assert shown.status_code == 200 and shown.headers["content-type"].startswith("text/html")
+    assert not re.search(r"<script|https?://(?!HOST)|src=", shown.text), "it loads nothing from elsewhere"
+    for path in client.get("/openapi.json").json()["paths"]:
+        assert html.escape(path) in shown.text
+    assert "min_positions" in shown.text and "upserts" in shown.text
     assert client.get("/", follow_redirects=False).status_code in (302, 303, 307)
     page = client.get("/openapi.json").json()
     for path in ("/collections/{c}/search", "/collections/{c}/vectors", "/lag", "/readyz", "/healthz"):
         assert any(known.replace("{name}", "{c}").replace("{collection}", "{c}") == path for known in page["paths"])
     search = next(call["post"] for known, call in page["paths"].items() if known.endswith("/search"))
     assert search["requestBody"]["content"]["application/json"]
-    assert "200" in search["responses"]
+    assert {"200", "412", "415", "429"} <= search["responses"].keys()
 
 
 def test_metrics_never_name_an_id(client: httpx.Client) -> None:
