@@ -122,8 +122,8 @@ def _add_collections(app: FastAPI, replica: Replica, searches: Searches, writes:
             # A page in a browser may send anything but JSON across origins without asking first.
             raise HTTPException(415, f"send the header content-type: {JSON}")
         asked = await bodies.decoded(request.receive, schemas.write_request)
-        with searches.under_way:
-            positions = await writes.write(collection.follower, asked)
+        with searches.under_way, searches.for_others:
+            positions = await writes.write(collection.follower, asked, searches.for_others.seldom)
         done = {str(partition): position for partition, position in positions.items()}
         return _json({"positions": done, "records": len(asked.upserts) + len(asked.deletes)}, 202)
 

@@ -35,23 +35,29 @@ ANSWER_BYTES_MAX = 256 * 2**20
 # So many are written as JSON in one call, in which no other thread runs: with vectors of 3072-d it takes 1 ms.
 HITS_TOGETHER = 16
 FRESHNESS_POLL_S = 0.002
+# More that wait look as often as so many would together: each look takes the event loop some microseconds.
+LOOKERS_MAX = 16
 FLOAT32_MAX = float(np.finfo(np.float32).max)  # JSON has no infinity
 
 
 class UnderWay:
-    """Counts the searches and writes that are being answered; entering it raises Overloaded when they are too many."""
+    """Counts requests that are being answered; entering it raises Overloaded when they are too many."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, most: int, what: str) -> None:
+        self._most, self._what = most, what
         self._count = 0
 
     def __enter__(self) -> None:
         if self._count >= self._most:
-            raise Overloaded(f"{self._count} requests are under way: try again later, or add replicas")
+            raise Overloaded(f"{self._count} {self._what}: try again later, or add replicas")
         self._count += 1
 
     def __exit__(self, *_: object) -> None:
         self._count -= 1
+
+    def seldom(self, interval_s: float) -> float:
+        """How long one of them sleeps before it looks again whether it can be answered."""
+        return interval_s * max(1.0, self._count / LOOKERS_MAX)
 
 
 class Searches:
@@ -61,8 +67,11 @@ class Searches:
         threads = settings.api.search_threads or len(service.cores())
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="search")
         self._queue_max = settings.api.search_queue_max
-        # Beside those in the queue some wait for positions.
-        self.under_way = UnderWay(2 * settings.api.search_queue_max)
+        # Half of the places at most are for those who wait for others, so that they do not keep out who need not wait.
+        self.under_way = UnderWay(2 * settings.api.search_queue_max, "requests are under way")
+        self.for_others = UnderWay(
+            settings.api.search_queue_max, "searches wait for positions, or writes for the brokers"
+        )
         self.waiting = 0
 
     def close(self) -> None:
@@ -81,7 +90,8 @@ class Searches:
         started = time.perf_counter()
         follower = served.follower
         if request.min_positions:
-            follower = await self._wait_for(served, request)
+            with self.for_others:
+                follower = await self._wait_for(served, request)
         asked = self._stored(follower, request) if queries is None else queries
 
         def work() -> bytes:
@@ -120,7 +130,7 @@ class Searches:
                     f"positions {wanted} were not reached within {request.timeout_ms} ms; reached are {reached}"
                     + _open_transactions(served.follower, wanted)
                 )
-            await asyncio.sleep(FRESHNESS_POLL_S)
+            await asyncio.sleep(self.for_others.seldom(FRESHNESS_POLL_S))
 
     def _stored(self, follower: FollowerMirror, request: schemas.SearchRequest) -> NDArray[np.float32]:
         (_, vector), _ = stored(follower, request.id or "", request.allow_partial)

@@ -29,6 +29,7 @@ PARTITIONER = -1  # librdkafka's "let the partitioner choose"
 
 Record = tuple[bytes, bytes | None, Headers]
 Placed = tuple[int, bytes, bytes | None, Headers]
+POLL_S = 0.001
 
 
 class Writes:
@@ -39,8 +40,13 @@ class Writes:
         timeout = {"message.timeout.ms": int(timeout_s * 1000)}
         self._producers = {name: Producer({**timeout, **producer_settings(settings, name)}) for name in partitioners}
 
-    async def write(self, follower: FollowerMirror, request: WriteRequest) -> dict[int, int]:
-        """Produce and wait for the brokers; the positions after the records, per partition."""
+    async def write(
+        self, follower: FollowerMirror, request: WriteRequest, seldom: Callable[[float], float]
+    ) -> dict[int, int]:
+        """Produce and wait for the brokers; the positions after the records, per partition.
+
+        `seldom` says how long to sleep between two looks, where one alone would sleep so long.
+        """
         collection = follower.collection
         records = await asyncio.to_thread(_records, follower, request)
         loop = asyncio.get_running_loop()
@@ -64,9 +70,11 @@ class Writes:
         producer = self._producers[collection.partitioner]
         for partition, key, value, headers in records:
             _produce(producer, collection.topic, partition, key, value, headers, delivered)
-        return await self._acknowledged(producer, done)
+        return await self._acknowledged(producer, done, seldom)
 
-    async def _acknowledged(self, producer: Producer, done: "asyncio.Future[dict[int, int]]") -> dict[int, int]:
+    async def _acknowledged(
+        self, producer: Producer, done: "asyncio.Future[dict[int, int]]", seldom: Callable[[float], float]
+    ) -> dict[int, int]:
         deadline = asyncio.get_running_loop().time() + self._timeout_s
         while not done.done():
             producer.poll(0)
@@ -76,7 +84,7 @@ class Writes:
                     f"the brokers did not acknowledge the write within {self._timeout_s:g} s: it may still be "
                     "written, in part; sending it again is safe"
                 )
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(seldom(POLL_S))
         return done.result()
 
     def close(self) -> None:

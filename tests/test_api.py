@@ -4,7 +4,10 @@ import html
 import json
 import re
 import socket
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -338,3 +341,20 @@ def test_no_header_names_the_server_and_no_origin_is_allowed(client: httpx.Clien
     answer = client.get("/healthz", headers={"origin": "http://example.org"})
     assert answer.status_code == 200
     assert "server" not in answer.headers and "access-control-allow-origin" not in answer.headers
+
+
+def test_searches_that_wait_for_positions_do_not_keep_out_those_that_need_not(kafka: str, tmp_path: Path) -> None:
+    with world(tmp_path, kafka, metric="cosine", api="search_queue_max = 4") as made, ThreadPoolExecutor(12) as threads:
+        _, client = made.ready_api()
+
+        def wait(_: int) -> httpx.Response:
+            return client.post(SEARCH, json={"vector": GOOD, "min_positions": {"0": 10**9}, "timeout_ms": 2_000})
+
+        waiting = threads.map(wait, range(12))
+        time.sleep(0.7)
+        for _ in range(20):
+            assert client.post(SEARCH, json={"vector": GOOD}).status_code == 200
+        answers = list(waiting)
+        assert sorted(answer.status_code for answer in answers) == [412] * 4 + [429] * 8
+        said = next(answer for answer in answers if answer.status_code == 429)
+        assert "4 searches wait for positions" in assert_error(said, 429)["message"]
