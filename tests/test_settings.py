@@ -75,6 +75,12 @@ def test_a_wrong_variable_is_refused_by_its_own_name(
         (GOOD.replace("security.protocol", "plugin.library.paths"), "not supported"),
         (GOOD.replace("file:///data", "s3://data"), "only a directory"),
         (GOOD + '[collections.more]\ntopic = "docs"\ndimension = 8', "one topic is the log of one collection"),
+        (  # as in spring-projects/spring-kafka#1918 and elastic/logstash#7833, here round three corners
+            GOOD
+            + 'dead_letter_topic = "a"\n[collections.a]\ndimension = 8\ndead_letter_topic = "b"\n'
+            + '[collections.b]\ndimension = 8\ndead_letter_topic = "docs"',
+            "come back to its topic",
+        ),
         (GOOD.replace("collections.docs", 'collections."../x"'), "collection name"),
         ("[kafka", "not valid TOML"),
         (GOOD.replace("bootstrap.servers", "client.id"), "bootstrap.servers is not set"),

@@ -313,4 +313,20 @@ def _check(settings: Settings, path: Path) -> None:
                 f"{path}: collections {other!r} and {collection.name!r} both read topic {collection.topic!r}: "
                 "one topic is the log of one collection"
             )
+    _refuse_letters_that_come_back({collection.topic: collection for collection in settings.all_collections()}, path)
     settings.checkpoint_root  # noqa: B018  # refuses a checkpoint.url we cannot use
+
+
+def _refuse_letters_that_come_back(by_topic: dict[str, Collection], path: Path) -> None:
+    """A bad record that is bad again wherever its dead letter is read would be written for ever."""
+    for first in by_topic.values():
+        met, at = [first], by_topic.get(first.dead_letters)
+        while at is not None and at not in met:
+            met.append(at)
+            at = by_topic.get(at.dead_letters)
+        if at is first:
+            names = ", ".join(repr(collection.name) for collection in met)
+            raise BadConfiguration(
+                f"{path}: dead letters of collection {first.name!r} come back to its topic {first.topic!r} (through "
+                f"collections {names}): give one of them a dead_letter_topic that none reads"
+            )
