@@ -16,9 +16,10 @@ INDEX = "index.faiss"
 OUTLIERS = "outliers.u32"
 
 _MANIFEST = re.compile(r"manifest-(\d{10})\.json")
-_MARK = re.compile(r"epoch-(\d{6})")
-_SEGMENT = re.compile(r"seg-(\d{6})-(\d{6})")
-_DEAD_ROWS = re.compile(r"dead-(?:(\d{6})-)?\d{10}\.bits")  # format 1 had no epoch in the name
+# Numbers are padded to so many digits, and may have more.
+_MARK = re.compile(r"epoch-(\d{6,})")
+_SEGMENT = re.compile(r"seg-(\d{6,})-(\d{6,})")
+_DEAD_ROWS = re.compile(r"dead-(?:(\d{6,})-)?\d{10,}\.bits")  # format 1 had no epoch in the name
 _GENERATION = re.compile(r"g(\d{6})")
 
 
