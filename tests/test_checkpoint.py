@@ -1,5 +1,6 @@
 """Claims, fencing, falling back from damage, and what is removed when."""
 
+import errno
 import os
 import re
 import time
@@ -11,7 +12,7 @@ import msgspec
 import pytest
 
 from tests.messages import delete, upsert
-from tidemark import layout, searcher
+from tidemark import checkpoint, files, layout, searcher
 from tidemark.caught_up import now_ms
 from tidemark.checkpoint import Checkpoints
 from tidemark.collection import Collection, IndexParameters
@@ -262,6 +263,63 @@ def test_nothing_that_a_damaged_manifest_may_name_is_removed(tmp_path: Path) -> 
     path.write_bytes(whole)
     checkpoints.remove_obsolete()
     assert not orphan.exists()
+
+
+def test_epochs_and_segments_beyond_six_digits_fence_and_are_removed_as_others_are(tmp_path: Path) -> None:
+    _owner(tmp_path)
+    stray = _checkpoints(tmp_path).directory / "seg-999999-1000000"
+    stray.mkdir()
+    stale, old_view = _owner(tmp_path, grace_s=0)
+    heir, view = _owner(tmp_path, grace_s=0)
+    assert (stale.epoch, heir.epoch) == (1_000_000, 1_000_001)
+    _apply(old_view, 1)
+    with pytest.raises(StaleOwner, match="claimed under epoch 1000001"):
+        stale.publish(old_view, CAUGHT_UP_MS)
+    _rounds(heir, view, 6)
+    orphan = heir.directory / "seg-1000000-1000000"
+    orphan.mkdir()
+    heir.remove_obsolete()
+    assert not stray.exists() and not orphan.exists()
+    assert [path.name for path in heir.directory.glob("epoch-*")] == ["epoch-1000001"]
+
+
+def test_what_a_link_named_as_a_segment_points_to_is_not_touched(tmp_path: Path) -> None:
+    checkpoints, view = _owner(tmp_path / "store", grace_s=0)
+    _rounds(checkpoints, view, 6)
+    file = tmp_path / "elsewhere" / "precious"
+    file.parent.mkdir()
+    file.touch()
+    link = checkpoints.directory / "seg-000001-009999"
+    link.symlink_to(file.parent)
+    checkpoints.remove_obsolete()
+    assert file.exists() and not link.is_symlink()
+
+
+def test_an_old_manifest_that_cannot_be_read_is_no_reason_to_say_that_no_checkpoint_is_made(tmp_path: Path) -> None:
+    checkpoints, view = _owner(tmp_path, grace_s=0)
+    _rounds(checkpoints, view, 6)
+
+    def unreadable(operation: str, path: Path) -> None:
+        if operation == "reading" and path.name == layout.manifest_name(1):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    with files.watched(unreadable):
+        assert checkpoints.remove_obsolete() == []
+    assert len(checkpoints.versions()) == 7
+    checkpoints.remove_obsolete()
+    assert len(checkpoints.versions()) == MANIFESTS_KEPT
+
+
+def test_manifests_of_a_time_when_the_clock_was_ahead_do_not_stay_until_it_is_that_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints, view = _owner(tmp_path, grace_s=1)
+    monkeypatch.setattr(checkpoint, "now_ms", lambda: now_ms() + 365 * 86_400_000)
+    _rounds(checkpoints, view, 6)
+    monkeypatch.setattr(checkpoint, "now_ms", lambda: now_ms() - 2_000)
+    _rounds(checkpoints, view, MANIFESTS_KEPT)
+    checkpoints.remove_obsolete()
+    assert len(checkpoints.versions()) == MANIFESTS_KEPT
 
 
 def test_only_the_newest_epochs_writer_removes_files(tmp_path: Path) -> None:

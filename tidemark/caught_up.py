@@ -32,7 +32,9 @@ class CaughtUp:
     def reach(self, position: int) -> None:
         """Everything before this position is applied."""
         while self._ends and self._ends[0][0] <= position:
-            self.as_of_ms = max(self.as_of_ms, self._ends.popleft()[1])
+            asked_ms = self._ends.popleft()[1]
+            ahead = self.as_of_ms > now_ms()  # our clock was wrong, and has been set right
+            self.as_of_ms = asked_ms if ahead else max(self.as_of_ms, asked_ms)
 
 
 def now_ms() -> int:

@@ -10,6 +10,7 @@ Knows nothing of Kafka's client; `view.py` holds the rows.
 """
 
 import contextlib
+import logging
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from tidemark.fence import Fence, highest_mark
 from tidemark.manifest import Manifest, SegmentEntry, TopicIdentity, encode, parse
 from tidemark.segment import Segment, remove_segment_files, write_segment
 from tidemark.view import View
+
+logger = logging.getLogger(__name__)
 
 # A checkpoint writes its rows as they are; the builder indexes them later.
 _FLAT = IndexParameters(kind="flat")
@@ -308,15 +311,24 @@ class Checkpoints:
         while True:
             directory = self.directory / layout.segment_name(self.epoch, self._next_segment)
             self._next_segment += 1
-            if not directory.exists():
+            with files.operation("looking for", directory):
+                is_free = not directory.exists()
+            if is_free:
                 self._unpublished.add(directory.name)
                 return directory
 
     # -- remove --------------------------------------------------------------------------------------------
 
     def remove_obsolete(self) -> list[str]:
-        """Remove what no reader needs any more; the names of what is gone. Only the newest epoch's writer does."""
-        return self._remove_obsolete() if self._newest is not None else []
+        """Remove what no reader needs any more; the names of what is gone. Only the newest epoch's writer does.
+
+        What cannot be looked at stays: the checkpoint was made, and the next one tries again.
+        """
+        try:
+            return self._remove_obsolete() if self._newest is not None else []
+        except StoreUnavailable as error:
+            logger.warning("obsolete files are not removed: %s", error)
+            return []
 
     def _remove_obsolete(self, keep: Iterable[str] = ()) -> list[str]:
         if not self._fence.holds:

@@ -59,7 +59,8 @@ def read(root: Path, collection: str, name: str) -> Generation:
 def names(root: Path, collection: str) -> list[str]:
     """The generations present, oldest first."""
     found = [name for name in files.names(root / collection) if layout.generation_number(name) is not None]
-    return sorted(name for name in found if (root / layout.generation_file(collection, name)).exists())
+    with files.operation("looking for generations in", root / collection):
+        return sorted(name for name in found if (root / layout.generation_file(collection, name)).exists())
 
 
 def create(root: Path, collection: Collection, start: str) -> Generation:

@@ -61,8 +61,9 @@ def _past_grace(manifests: dict[int, Manifest | None], grace_s: float) -> list[s
     before_ms = now_ms() - 1000 * grace_s
     found = []
     for n, (version, _) in enumerate(every[:-MANIFESTS_KEPT]):
-        since_ms = next((m.created_ms for _, m in every[n + MANIFESTS_KEPT :] if m is not None), None)
-        if since_ms is not None and since_ms <= before_ms:
+        # The least of all: a clock that was ahead for a time would keep what was written then until it is that late.
+        newer = (m.created_ms for _, m in every[n + MANIFESTS_KEPT :] if m is not None)
+        if min(newer, default=now_ms()) <= before_ms:
             found.append(layout.manifest_name(version))
     return found
 
@@ -104,7 +105,7 @@ def _dead_rows_files(directory: Path, segment: str, epoch: int) -> list[str]:
 def _is_left_behind(path: Path) -> bool:
     try:
         return path.stat().st_mtime < time.time() - TEMPORARY_S
-    except FileNotFoundError:  # its writer has just finished with it
+    except OSError:  # its writer has just finished with it, or it is looked at again the next time
         return False
 
 

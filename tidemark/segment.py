@@ -439,7 +439,10 @@ def merged(segments: Sequence[Segment]) -> Rows:
 
 
 def remove_segment_files(directory: Path) -> None:
-    """Remove a segment's files and directory; what is already gone is fine."""
+    """Remove a segment's files and directory; what is already gone is fine, and what a link points to stays."""
+    if directory.is_symlink():
+        files.remove(directory)
+        return
     for name in files.names(directory):
         files.remove(directory / name)
     with files.operation("removing", directory), contextlib.suppress(FileNotFoundError):
