@@ -72,7 +72,7 @@ class Served:
         """What is told of it, as of now."""
         facts = self.watch.facts
         following = self.next.generation if self.next else None
-        return CollectionStatus(self.follower.document.name, following, facts.committed if facts else {})
+        return CollectionStatus(self.follower.document.name, following, (facts.committed if facts else None) or {})
 
     def start(self) -> None:
         self.watch.start()

@@ -95,7 +95,7 @@ class OwnedPartition:
     bad: dict[str, int] = field(default_factory=dict)
     last_record_at: float = field(default_factory=time.monotonic)
     told: str | None = None
-    told_at: float = 0.0
+    told_at: float = field(default_factory=time.monotonic)
     problem_since_ms: int | None = None
 
     @property

@@ -18,7 +18,7 @@ from tidemark.topic_watch import TopicFacts
 
 # The brokers keep at most 4,096 bytes beside an offset.
 CHARACTERS_MAX = 1_000
-# A problem whose words change is told again after so long.
+# A problem whose words change is told again after so long, and a position that was not taken.
 EVERY_S = 10.0
 
 
@@ -30,7 +30,7 @@ class Told:
 
     def checkpointed(self, owned: OwnedPartition) -> None:
         """Commit the position of the checkpoint that was just made."""
-        owned.told = None
+        owned.told, owned.told_at = None, time.monotonic()
         self._commit(owned.partition, owned.checkpointed, owned.checkpoint_version, owned.generation.name)
 
     def taken_over(self, owned: OwnedPartition, waiting: Waiting, facts: TopicFacts | None) -> None:
@@ -38,18 +38,24 @@ class Told:
 
         The position is that of the checkpoint that was taken over.
         """
-        known = facts.committed.get(owned.partition[1]) if facts else None
+        known = facts.committed.get(owned.partition[1]) if facts and facts.committed else None
         if waiting.told is not None or (known is not None and '"problem"' in known.metadata):
             self.checkpointed(owned)
 
     def problem_of(self, owned: OwnedPartition) -> None:
-        """Say why its checkpoints or its reading stand still, and when that is over."""
+        """Say why its checkpoints or its reading stand still, and when that is over.
+
+        A position that no answer has come for is committed again: it was lost in a rebalance or with who committed it.
+        """
         problem, now = owned.problem, time.monotonic()
         changed = (problem is None) != (owned.told is None)
-        if problem == owned.told or (not changed and now - owned.told_at < EVERY_S):
+        said = problem == owned.told and owned.committed == owned.checkpointed
+        if not changed and (said or now - owned.told_at < EVERY_S):
             return
-        if changed:
-            owned.problem_since_ms = None if problem is None else now_ms()
+        if problem is None:
+            owned.problem_since_ms = None
+        elif owned.problem_since_ms is None:
+            owned.problem_since_ms = now_ms()
         owned.told, owned.told_at = problem, now
         which = owned.checkpoint_version, owned.generation.name
         self._commit(owned.partition, owned.checkpointed, *which, problem, owned.problem_since_ms)
@@ -57,14 +63,15 @@ class Told:
     def refusal_of(self, waiting: Waiting, made: str | None, facts: TopicFacts | None) -> None:
         """Say why it is not taken over; not where another consumer owns it, because that one speaks for it.
 
-        The offset stays what was committed before, else it is where the log starts.
+        The offset stays what was committed before, else it is where the log starts; nothing while that is not known.
         """
         if waiting.problem == waiting.told or waiting.stale:
             return
         number = waiting.partition[1]
-        known = facts.committed.get(number) if facts else None
-        position = known.offset if known else facts.starts.get(number) if facts else None
-        position = waiting.committed if waiting.committed is not None else position
+        position = waiting.committed
+        if position is None and facts is not None and facts.committed is not None:
+            known = facts.committed.get(number)
+            position = known.offset if known else facts.starts.get(number)
         if position is not None:
             waiting.told = waiting.problem
             self._commit(waiting.partition, position, None, made, waiting.problem, waiting.since_ms)

@@ -30,7 +30,7 @@ ASK_TIMEOUT_S = 3.0
 
 @dataclass(frozen=True, slots=True)
 class TopicFacts:
-    """Per partition: where its log starts and ends, and what the group has committed.
+    """Per partition: where its log starts and ends, and what the group has committed (None: that is not known).
 
     `epochs` are the newest leader epochs, -1 where the broker tells none. `acknowledged` was asked for before `ends`:
     what it is ahead of them was waiting behind an open transaction.
@@ -43,7 +43,7 @@ class TopicFacts:
     ends: dict[int, int]
     epochs: dict[int, int]
     acknowledged: dict[int, int]
-    committed: dict[int, Committed]
+    committed: dict[int, Committed] | None
     asked_at: float
     asked_ms: int
 
@@ -121,7 +121,8 @@ class TopicWatch:
             identity = self._topics.identity(self._topic)
             kept_ms = self._topics.tombstones_kept_ms(self._topic)
             self._identity_due = asked_at + IDENTITY_EVERY_S
-            known = TopicFacts(identity, kept_ms, {}, {}, {}, {}, known.committed if known else {}, asked_at, asked_ms)
+            committed = known.committed if known else None
+            known = TopicFacts(identity, kept_ms, {}, {}, {}, {}, committed, asked_at, asked_ms)
         every: list[Partition] = [(self._topic, number) for number in range(known.identity.partitions)]
         starts = {p[1]: first for p, first in self._topics.starts(every).items()}
         acknowledged = {p[1]: end for p, end in self._topics.acknowledged(every).items()}
@@ -139,10 +140,10 @@ class TopicWatch:
             self._committed_due = asked_at + COMMITTED_EVERY_S
             self._facts = replace(self._facts, committed=self._committed(every))
 
-    def _committed(self, every: list[Partition]) -> dict[int, Committed]:
+    def _committed(self, every: list[Partition]) -> dict[int, Committed] | None:
         """For display only: whatever goes wrong, it is not known."""
         try:
             return {p[1]: found for p, found in self._topics.committed(self._group, every).items()}
         except Exception as error:
             logger.debug("committed offsets not known: %s", error)
-            return {}
+            return None
