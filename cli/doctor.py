@@ -92,6 +92,7 @@ class _Looking:
         self._collection, self.found = collection, Examined(collection, [])
         self._topics = Topics({"log_level": 0, **settings.kafka}, TIMEOUT_S)
         self._root = settings.checkpoint_root
+        self._group = settings.consumer.group
         self._identity: TopicIdentity | None = None
         self._generation = ""
         self._checkpoints: dict[int, tuple[Path, Manifest]] = {}
@@ -102,6 +103,7 @@ class _Looking:
         if self._look("checkpoint directory", self._current) and self._look("manifests", self._manifests):
             if self._identity is not None:
                 self._look("log", self._log)
+                self._look("consumer", self._consumer)
             self._look("one id, one partition", self._placed)
             self._look("partitioner", self._partitioner)
 
@@ -180,6 +182,15 @@ class _Looking:
             check_log(manifest, partition, self._identity, LogBounds(starts[partition], ends[partition], kept_ms))
         return "it holds everything since each checkpoint"
 
+    def _consumer(self) -> str:
+        """What it left beside its committed offsets; the words say what to do."""
+        every = [(self._collection.topic, number) for number in range(self.found.partitions)]
+        committed = sorted(self._topics.committed(self._group, every).items())
+        said = [(number, word) for (_, number), found in committed if (word := _problem(found.metadata))]
+        if said:
+            raise _NotWell("; ".join(f"of partition {number} it says: {word}" for number, word in said), "")
+        return f"group {self._group!r} tells no problem of any partition"
+
     def _placed(self) -> str:
         placement = self.found.placement = self._examined()
         if not placement.doubled_count:
@@ -227,6 +238,16 @@ def _duration(milliseconds: int) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def _problem(metadata: str) -> str | None:
+    """What is wrong with a partition as its consumer tells; None where nothing is, or others wrote the metadata."""
+    try:
+        word = json.loads(metadata)
+    except (ValueError, RecursionError):
+        return None
+    problem = word.get("problem") if isinstance(word, dict) else None
+    return problem if isinstance(problem, str) else None
 
 
 # -- repair ----------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, Producer, TopicPartition
 
 from cli.ports import free_port
 from tests.commands import Tidemark, config
@@ -53,12 +53,28 @@ def test_a_deployment_that_is_well_is_exit_code_0(deploy: Callable[..., Deployme
     code, found, findings = diagnosed(made, tidemark)
     assert (code, found["well"], found["ids_in_two_partitions"]) == (0, True, [])
     assert list(findings) == [
-        *("topic", "dead-letter topic", "checkpoint directory", "manifests", "log"),
+        *("topic", "dead-letter topic", "checkpoint directory", "manifests", "log", "consumer"),
         *("one id, one partition", "partitioner"),
     ]
     assert "none of 700 rows" in findings["one id, one partition"]["message"]
     code, output, _ = tidemark("doctor", "--config", str(made.config))
-    assert (code, output.count("ok  "), "PROBLEM" in output) == (0, 7, False)
+    assert (code, output.count("ok  "), "PROBLEM" in output) == (0, 8, False)
+
+
+def test_what_the_consumer_tells_of_a_partition_is_found(deploy: Callable[..., Deployment], tidemark: Tidemark) -> None:
+    made = deploy(partitions=PARTITIONS)
+    write(made, keys(0, 30), "murmur2", 1.0)
+    assert tidemark("doctor", "--config", str(made.config))[0] == 1, "no checkpoint yet"
+    consumer = made.start("consumer")
+    made.wait_until_checkpointed()
+    consumer.terminate()
+    client = Consumer({"bootstrap.servers": made.bootstrap_servers, "group.id": made.settings.consumer.group})
+    for number, metadata in ((0, "another's"), (1, '{"problem": "the disk is full"}'), (2, "[" * 4_000)):
+        client.commit(offsets=[TopicPartition(made.topic, number, 1, metadata)], asynchronous=False)
+    client.close()
+    code, _, findings = diagnosed(made, tidemark)
+    assert (code, findings["consumer"]["well"]) == (1, False)
+    assert findings["consumer"]["message"] == "of partition 1 it says: the disk is full"
 
 
 def test_ids_placed_by_another_partitioner_name_the_setting(
