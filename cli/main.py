@@ -17,8 +17,14 @@ from tidemark import __version__
 
 # Plain help: it can be piped and searched, and errors stay short.
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
-Config = Annotated[Path | None, typer.Option("--config", help="Settings file; default: those of the last `up`.")]
-Api = Annotated[str | None, typer.Option("--api", help="Address of the api; default: the running `up`'s.")]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", help="Settings file; default: that of the last `up` here, else ./tidemark.toml."),
+]
+Api = Annotated[
+    str | None,
+    typer.Option("--api", help="Address of the api; default: the running `up`'s, else that of ./tidemark.toml."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Collection = Annotated[str, typer.Argument(help="Name of the collection.")]
 Generation = Annotated[str, typer.Argument(help="Name of the generation, such as g000001.")]
@@ -143,7 +149,7 @@ def search(
     vector: Annotated[str | None, typer.Option(help="A JSON list of numbers.")] = None,
     vector_file: Annotated[Path | None, typer.Option(help="An .npy file with one vector.")] = None,
     id: Annotated[str | None, typer.Option(help="The id of a stored row.")] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many hits.")] = 10,
+    k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many hits.")] = 10,
     exact: Annotated[bool, typer.Option("--exact", help="Scan every row instead of using the indexes.")] = False,
     api: Api = None,
     as_json: AsJson = False,

@@ -22,9 +22,9 @@ class ApiUnreachable(TidemarkError):
 
 
 def address(given: str | None) -> str:
-    """--api, TIDEMARK_API, the running `up`'s, else the default port; with a scheme, without a last slash.
+    """--api, TIDEMARK_API, the running `up`'s, the settings file's, else the default port.
 
-    Raises WrongUsage for what is no address.
+    With a scheme, without a last slash. Raises WrongUsage for what is no address.
     """
     found = run_files.api_address(given)
     base = (found if "://" in found else f"http://{found}").rstrip("/")

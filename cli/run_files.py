@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tidemark import files
-from tidemark.settings import Settings, load
+from tidemark.settings import DEFAULT_FILE, Settings, load
 
 DEFAULT_API = "http://127.0.0.1:8080"
 
@@ -69,9 +69,17 @@ def settings(config: Path | None) -> Settings:
 
 
 def api_address(given: str | None) -> str:
-    """--api, TIDEMARK_API, the running `up`'s, else the default port."""
-    running = state()
-    return given or os.environ.get("TIDEMARK_API") or (str(running["api"]) if running else DEFAULT_API)
+    """--api, TIDEMARK_API, the running `up`'s, that of the settings file, else the default port."""
+    if named := given or os.environ.get("TIDEMARK_API"):
+        return named
+    if running := state():
+        return str(running["api"])
+    file = Path(os.environ.get("TIDEMARK_CONFIG", DEFAULT_FILE))
+    api = load(file).api if file.exists() else None
+    if api is None or not api.port:
+        return DEFAULT_API
+    host = "127.0.0.1" if api.host in ("", "0.0.0.0", "::") else api.host
+    return f"http://[{host}]:{api.port}" if ":" in host else f"http://{host}:{api.port}"
 
 
 def write_state(content: dict[str, Any]) -> None:

@@ -94,7 +94,7 @@ def _checked(numbers: list[Any], source: str) -> list[float]:
 
 def shown(answer: Any) -> Table:
     """The hits of an answer, nearest first."""
-    rows = [(str(hit["id"]), f"{hit['distance']:.4f}", _summary(hit.get("metadata"))) for hit in answer["hits"]]
+    rows = [(str(hit["id"]), f"{hit['distance']:z.4f}", _summary(hit.get("metadata"))) for hit in answer["hits"]]
     return table(("id", "distance", "metadata"), rows, right=("distance",))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cli import remote_api
 from cli.main import app
 from cli.ports import free_port
 from tests.commands import Tidemark, config, one_line
@@ -44,6 +45,26 @@ def api(docs: Deployment) -> str:
 
 def lines_of(*records: dict[str, Any]) -> str:
     return "".join(json.dumps(record) + "\n" for record in records)
+
+
+@pytest.mark.parametrize(
+    ("api", "address"),
+    [
+        ("port = 18080", "http://127.0.0.1:18080"),
+        ('host = "0.0.0.0"\nport = 18080', "http://127.0.0.1:18080"),
+        ('host = "::1"', "http://[::1]:8080"),
+        ("port = 0", "http://127.0.0.1:8080"),
+    ],
+)
+def test_the_api_that_is_asked_is_that_of_the_settings_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, api: str, address: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert remote_api.address(None) == "http://127.0.0.1:8080"
+    path = Path(config(tmp_path, "nowhere:9092", "docs")).rename("tidemark.toml")
+    path.write_text(f"{path.read_text()}\n[api]\n{api}\n")
+    assert remote_api.address(None) == address
+    assert remote_api.address("other:1") == "http://other:1"
 
 
 # -- help and usage --------------------------------------------------------------------------------------------
