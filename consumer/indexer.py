@@ -282,7 +282,10 @@ class Indexer:
         if not owned.checkpoint_due(time.monotonic(), checkpoint.interval_s, checkpoint.rows):
             return
         if self._dead_letters.outstanding(owned.partition):
-            owned.checkpoint_problem = self._dead_letters.problem(owned.partition)
+            problem = self._dead_letters.problem(owned.partition)
+            if problem is not None and owned.checkpoint_problem is None:
+                logger.warning("%s: no checkpoint: %s", owned.name, problem)
+            owned.checkpoint_problem = problem
             return
         try:
             self._checkpoint(owned)

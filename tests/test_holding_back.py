@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable
@@ -97,6 +98,7 @@ def test_rows_that_no_checkpoint_can_take_hold_reading_back_until_one_can(deploy
     wait_until(lambda: "rows in memory are at their bound" in consumer.text, 40, consumer.text)
     assert deployed.manifest_position(0) == 0
     wait_until(lambda: dead_letters in (_told(deployed).get("problem") or ""), 40, "the reason beside the offset")
+    assert re.search(rf"no checkpoint: .*could not be written to {dead_letters}", consumer.text)
     Topics(deployed.settings.kafka).create(dead_letters, 1)
     deployed.wait_until_checkpointed(60)
     assert "reading goes on" in consumer.text
