@@ -104,6 +104,7 @@ class _Looking:
             if self._identity is not None:
                 self._look("log", self._log)
                 self._look("consumer", self._consumer)
+                self._look("consumer group", self._in_group)
             self._look("one id, one partition", self._placed)
             self._look("partitioner", self._partitioner)
 
@@ -186,10 +187,27 @@ class _Looking:
         """What it left beside its committed offsets; the words say what to do."""
         every = [(self._collection.topic, number) for number in range(self.found.partitions)]
         committed = sorted(self._topics.committed(self._group, every).items())
-        said = [(number, word) for (_, number), found in committed if (word := _problem(found.metadata))]
+        said = [(number, word) for (_, number), found in committed if (word := _said(found.metadata, "problem"))]
         if said:
             raise _NotWell("; ".join(f"of partition {number} it says: {word}" for number, word in said), "")
         return f"group {self._group!r} tells no problem of any partition"
+
+    def _in_group(self) -> str:
+        """A checkpoint is made before its offset is committed: one that was committed beyond it is another's."""
+        name, topic = self._group, self._collection.topic
+        committed = self._topics.committed(name, [(topic, number) for number in self._checkpoints])
+        for (_, number), at in sorted(committed.items()):
+            newest = self._newest(number)
+            if newest is None or _said(at.metadata, "generation") not in (None, self._generation):
+                continue
+            if at.offset > newest[1].position:
+                raise _NotWell(
+                    f"group {name!r} has committed offset {at.offset} of partition {number}, "
+                    f"the newest checkpoint here is of {newest[1].position}",
+                    "see whether another deployment with a checkpoint directory of its own is in this group, and takes "
+                    "partitions away from this one: each needs its own consumer.group. Offsets set by hand do no harm",
+                )
+        return f"{name!r} has committed nothing that is in no checkpoint here"
 
     def _placed(self) -> str:
         placement = self.found.placement = self._examined()
@@ -240,14 +258,14 @@ def _duration(milliseconds: int) -> str:
     return f"{seconds:.0f} s"
 
 
-def _problem(metadata: str) -> str | None:
-    """What is wrong with a partition as its consumer tells; None where nothing is, or others wrote the metadata."""
+def _said(metadata: str, name: str) -> str | None:
+    """What the consumer says of a partition under a name; None where it says nothing, or others wrote the metadata."""
     try:
         word = json.loads(metadata)
     except (ValueError, RecursionError):
         return None
-    problem = word.get("problem") if isinstance(word, dict) else None
-    return problem if isinstance(problem, str) else None
+    found = word.get(name) if isinstance(word, dict) else None
+    return found if isinstance(found, str) else None
 
 
 # -- repair ----------------------------------------------------------------------------------------------------

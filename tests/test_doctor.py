@@ -12,7 +12,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 
 from cli.ports import free_port
 from tests.commands import Tidemark, config
-from tests.services import Deployment, vectors
+from tests.services import Deployment, vectors, wait_until
 from tidemark.partitioner import LIBRDKAFKA, Partitioner, partition_of
 
 PARTITIONS = 3
@@ -54,11 +54,11 @@ def test_a_deployment_that_is_well_is_exit_code_0(deploy: Callable[..., Deployme
     assert (code, found["well"], found["ids_in_two_partitions"]) == (0, True, [])
     assert list(findings) == [
         *("topic", "dead-letter topic", "checkpoint directory", "manifests", "log", "consumer"),
-        *("one id, one partition", "partitioner"),
+        *("consumer group", "one id, one partition", "partitioner"),
     ]
     assert "none of 700 rows" in findings["one id, one partition"]["message"]
     code, output, _ = tidemark("doctor", "--config", str(made.config))
-    assert (code, output.count("ok  "), "PROBLEM" in output) == (0, 8, False)
+    assert (code, output.count("ok  "), "PROBLEM" in output) == (0, 9, False)
 
 
 def test_what_the_consumer_tells_of_a_partition_is_found(deploy: Callable[..., Deployment], tidemark: Tidemark) -> None:
@@ -75,6 +75,29 @@ def test_what_the_consumer_tells_of_a_partition_is_found(deploy: Callable[..., D
     code, _, findings = diagnosed(made, tidemark)
     assert (code, findings["consumer"]["well"]) == (1, False)
     assert findings["consumer"]["message"] == "of partition 1 it says: the disk is full"
+
+
+def test_another_deployment_in_the_same_group_is_noticed(deploy: Callable[..., Deployment], tidemark: Tidemark) -> None:
+    """As in DataCater/datacater#60, here with checkpoints: each reads some of the partitions into its own directory."""
+    made = deploy(partitions=2)
+    write(made, keys(0, 100), "murmur2", 1.0)
+    made.start("consumer")
+    made.wait_until_checkpointed()
+    ours = made.config.read_text()
+    made.config.write_text(ours.replace("/checkpoints", "/others"))
+    other = made.start("consumer")
+    wait_until(lambda: "owns" in other.text, 30, other.text)
+    write(made, keys(100, 100), "murmur2", 1.0)
+    made.config.write_text(ours)
+
+    def noticed() -> bool:
+        _, _, findings = diagnosed(made, tidemark)
+        return "has committed offset" in findings["consumer group"]["message"]
+
+    wait_until(noticed, 30, other.text)
+    code, _, findings = diagnosed(made, tidemark)
+    assert (code, findings["manifests"]["well"]) == (1, True)
+    assert "its own consumer.group" in findings["consumer group"]["do"]
 
 
 def test_ids_placed_by_another_partitioner_name_the_setting(
