@@ -20,6 +20,7 @@ from consumer.build import Input, Job, Result, pack_dead
 from tidemark import service
 from tidemark.checkpoint import Checkpoints
 from tidemark.collection import Collection, IndexParameters
+from tidemark.errors import StoreUnavailable
 from tidemark.manifest import SegmentEntry
 from tidemark.segment import Segment, remove_segment_files
 
@@ -123,19 +124,29 @@ class Builder:
         line, newline, rest = self._received.partition(b"\n")
         if not newline:
             return None
-        self._received, self.build, self._failures, self.problem = rest, None, 0, None
+        self._received, self.build = rest, None
         return build, msgspec.json.decode(line, type=Result)
 
+    def used(self) -> None:
+        """What was built is in use: builds do not fail any more."""
+        self._failures, self.problem = 0, None
+
     def _failed(self, why: str) -> None:
-        build = self.build
-        assert build is not None
+        assert self.build is not None
+        self.not_used(self.build, why)
+        self.stop()
+
+    def not_used(self, build: Build, why: str) -> None:
+        """What was built, or half of it, goes; its inputs are still there, and are built again after a while."""
         self._failures += 1
         wait = min(BACKOFF_S_MAX, 0.5 * 2**self._failures)
         self._not_before = time.monotonic() + wait
         self.problem = f"the builder has failed ({why}), the consumer's log says more"
         logger.error("builder failed on %d rows (%s); again in %.0f s", build.rows, why, wait)
-        remove_segment_files(build.checkpoints.directory / build.output)
-        self.stop()
+        try:
+            remove_segment_files(build.checkpoints.directory / build.output)
+        except StoreUnavailable as error:
+            logger.warning("what a failed build has left is not removed: %s", error)
 
     def drop(self, checkpoints: Checkpoints) -> None:
         """Forget a build of a partition that is no longer ours; its output is an orphan for the next owner."""

@@ -307,8 +307,9 @@ def advance_builds(builder: Builder, partitions: Iterable[OwnedPartition], setti
             if owned.checkpoints is build.checkpoints:
                 try:
                     owned.install(build, result.entry)
-                except TidemarkError as error:  # its inputs are still there: they are built again
-                    logger.error("%s: what was built is not used: %s", owned.name, error)
+                    builder.used()
+                except TidemarkError as error:
+                    builder.not_used(build, f"what was built cannot be used: {error}")
     if builder.idle:
         for owned in sorted(partitions, key=lambda owned: -owned.view.unbuilt_rows):
             most = segment_rows_max(settings, owned.collection)
