@@ -27,8 +27,11 @@ def test_a_setting_that_a_client_refuses_is_named(named: str) -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, {"group.protocol": "consumer"}, {"group.instance.id": "one"}])
-def test_settings_that_clients_take_are_fine_without_any_broker(settings: dict[str, str]) -> None:
+def test_settings_that_clients_take_are_fine_without_any_broker(
+    settings: dict[str, str], capfd: pytest.CaptureFixture[str]
+) -> None:
     try_settings({**SERVERS, **settings}, "group")
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("service", ["consumer", "api"])
