@@ -55,10 +55,10 @@ def _produce_round(deployed: Deployment, number: int, state: dict[bytes, bytes])
         del state[key]
 
 
-def _assert_equals(view: View, state: dict[bytes, bytes]) -> None:
-    found = {hit.id: np.array(hit.vector).tobytes() for hit in searcher.scan([view], None, 1_000_000)}
+def _assert_equals(views: list[View], state: dict[bytes, bytes]) -> None:
+    found = {hit.id: np.array(hit.vector).tobytes() for hit in searcher.scan(views, None, 1_000_000)}
     assert found == state
-    answer = searcher.search([view], vectors(20, 99), 50, exact=True)
+    answer = searcher.search(views, vectors(20, 99), 50, exact=True)
     for hits in answer.hits:
         assert len({hit.id for hit in hits}) == len(hits) == 50
 
@@ -87,10 +87,42 @@ def test_a_kill_at_this_step_loses_nothing_and_doubles_nothing(step: str, deploy
     _assert_built(deployed)
     assert restarted.terminate() == 0
     view = opened(deployed)
-    _assert_equals(view, state)
+    _assert_equals([view], state)
     topics = Topics(deployed.settings.kafka)
     committed = topics.committed(deployed.topic, [(deployed.topic, 0)])
     assert committed[(deployed.topic, 0)].offset <= view.position
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("step", ["flat-durable:6", "dead-rows-durable:4", "linked:8", "committed:5"])
+def test_owners_of_two_partitions_killed_one_after_another_lose_nothing_and_double_nothing(
+    step: str, deploy: Callable[..., Deployment]
+) -> None:
+    """The second one deletes and updates what the first one's segments hold, and is killed over that in turn."""
+    deployed = deploy(
+        partitions=2,
+        kafka={"group.instance.id": "one"},
+        checkpoint={"interval_s": 0.05, "grace_s": 0.0},
+        consumer={"fetch_records": 400},
+    )
+    state: dict[bytes, bytes] = {}
+    number = 0
+    for owner in ("first", "second"):
+        killed = deployed.start("consumer", TIDEMARK_CRASH_AT=step)
+        for _ in range(100):
+            _produce_round(deployed, number % 6, state)  # ids come again: most of it updates and deletes
+            number += 1
+            if _is_killed(killed, step):
+                break
+            time.sleep(0.1)
+        assert _is_killed(killed, step), f"{owner}: {killed.text[-2000:]}"
+        killed.kill()
+    last = deployed.start("consumer")
+    deployed.wait_until_checkpointed()
+    assert last.terminate() == 0
+    views = [opened(deployed, partition) for partition in range(2)]
+    assert all(view.live_rows for view in views)
+    _assert_equals(views, state)
 
 
 def _is_killed(service: Service, step: str) -> bool:
