@@ -88,7 +88,6 @@ class Log:
         self._assigned: set[Partition] = set()
         self._changes = 0  # of the assignment
         self._to_check: dict[Partition, TopicPartition] = {}  # restarted, the leader epoch not given to the client yet
-        self._reached: dict[Partition, tuple[int, int]] = {}  # since a restart: next offset, and epoch of the last one
         self._answered: list[tuple[KafkaError | None, list[TopicPartition]]] = []  # commits
         client["on_commit"] = lambda error, partitions: self._answered.append((error, partitions))
         self._consumer = make_client(client)
@@ -162,7 +161,6 @@ class Log:
         self._changes += 1
         for partition in held:
             self._to_check.pop(partition, None)
-            self._reached.pop(partition, None)
         if held:
             self._consumer.incremental_unassign([TopicPartition(*partition) for partition in held])
 
@@ -193,36 +191,14 @@ class Log:
             messages = [message for message in messages if message.error() is None]
         if not messages:
             return fetched
-        if unchanged and len(self._assigned) == 1:
+        if unchanged and len(self._assigned) == 1 and not self._to_check:
             fetched.messages = {next(iter(self._assigned)): messages}
-            return self._of_checked_epochs(fetched)
+            return fetched
         for message in messages:
             partition = (message.topic(), message.partition())
             fetched.messages.setdefault(partition, []).append(message)  # type: ignore[arg-type]
-        for partition in fetched.messages.keys() - self._assigned:
-            del fetched.messages[partition]  # taken away since it was fetched: its next owner reads it
-        return self._of_checked_epochs(fetched)
-
-    def _of_checked_epochs(self, fetched: Fetched) -> Fetched:
-        """Read on behind a change of the leader only after a check that the new leader has all that we have read.
-
-        What comes from a newer epoch is left out, and read again from there with the epoch before it: the brokers say
-        when the log was cut back before our position. The first record after a restart is checked already.
-        """
-        for partition, messages in list(fetched.messages.items()):
-            if partition in self._to_check:
-                del fetched.messages[partition]
-                continue
-            _, known = self._reached.get(partition, (0, messages[0].leader_epoch()))
-            if messages[-1].leader_epoch() != known:
-                messages = [message for message in messages if message.leader_epoch() == known]
-                reached = messages[-1].offset() + 1 if messages else self._reached[partition][0]
-                fetched.messages[partition] = messages
-                self.restart(Start(partition, reached, -1 if known is None else known))
-            else:
-                self._reached[partition] = (messages[-1].offset() + 1, known)
-            if not messages:
-                del fetched.messages[partition]
+        for partition in fetched.messages.keys() - (self._assigned - self._to_check.keys()):
+            del fetched.messages[partition]  # taken away since it was fetched, or its epoch is not checked: read later
         return fetched
 
     def _note(self, event: Message, fetched: Fetched) -> None:
