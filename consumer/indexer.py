@@ -63,6 +63,7 @@ class Indexer:
         self._watches = {c.topic: TopicWatch(settings, c) for c in self._by_topic.values()}
         self._facts: dict[str, TopicFacts] = {}
         self._current: dict[str, str | None] = {}
+        self._not_followed: dict[str, str] = {}
         self._take_overs = ThreadPoolExecutor(TAKE_OVERS, thread_name_prefix="take-over")
         self._dead_letters = DeadLetters(settings.kafka, settings.consumer.group)
         self._builder = Builder(settings.consumer.build_threads)
@@ -329,8 +330,11 @@ class Indexer:
         for collection in self._by_topic.values():
             try:
                 self._current[collection.name] = generation.current(self._root, collection.name)
+                self._not_followed.pop(collection.name, None)
             except (CorruptCheckpoint, StoreUnavailable, OSError) as error:
-                logger.error("CURRENT not followed: %s", error)
+                if str(error) != self._not_followed.get(collection.name):
+                    logger.error("CURRENT not followed: %s", error)
+                self._not_followed[collection.name] = str(error)
         for owned in list(self._owned.values()):
             name = self._current.get(owned.collection.name)
             if name is not None and name != owned.generation.name:

@@ -149,8 +149,8 @@ class OwnedPartition:
             self.view.note_leader_epoch(end, leader_epoch) and self.checkpointed == self.view.position
         )
         if self.tombstones_kept_ms is not None:
-            older_ms = self.caught_up.as_of_ms - self.checkpointed_as_of_ms
-            self.checkpoint_wanted |= older_ms > RENEWED_SHARE * self.tombstones_kept_ms
+            older_ms = self.caught_up.as_of_ms - self.checkpointed_as_of_ms  # less than 0 when a clock was ahead
+            self.checkpoint_wanted |= not 0 <= older_ms <= RENEWED_SHARE * self.tombstones_kept_ms
 
     # -- builds --------------------------------------------------------------------------------------------
 

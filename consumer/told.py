@@ -16,8 +16,8 @@ from tidemark.caught_up import now_ms
 from tidemark.log import Log, Partition
 from tidemark.topic_watch import TopicFacts
 
-# The brokers keep at most 4,096 bytes beside an offset.
-CHARACTERS_MAX = 1_000
+# The brokers keep at most 4,096 bytes beside an offset; a character is up to four of them, an escaped one six.
+CHARACTERS_MAX = 600
 # A problem whose words change is told again after so long, and a position that was not taken.
 EVERY_S = 10.0
 
@@ -88,4 +88,4 @@ class Told:
         said: dict[str, Any] = {"manifest": version, "generation": made}
         if problem is not None:
             said |= {"problem": problem[:CHARACTERS_MAX], "since_ms": since_ms}
-        self._log.commit(partition, position, json.dumps(said))
+        self._log.commit(partition, position, json.dumps(said, ensure_ascii=False).encode(errors="replace").decode())
