@@ -67,6 +67,7 @@ class Followed:
         self.freshness = Freshness()
         self.retry_at = self.open_retry_at = 0.0
         self._retry_s = self._open_retry_s = RETRY_S
+        self._stopped_at = 0.0
         self._facts_from = 0.0  # the log may have been shorter than our position when it was asked about before
         self._problem_since_ms: int | None = None
         self._opened_empty_ms = 0
@@ -259,6 +260,9 @@ class Followed:
         bounds = facts.bounds(self.partition[1])
         if bounds is None or facts.asked_at <= self._facts_from:
             return
+        if facts.identity_at <= self._stopped_at:  # why it stopped may be that the topic is another one
+            self._watch.ask_identity_now()
+            return
         check_identity(self.name, self.topic or facts.identity, facts.identity, self._remedy)
         check_position(self.name, self.view.position, self._deletes_known_ms, bounds, self._remedy)
         self.topic = self.topic or facts.identity
@@ -303,6 +307,7 @@ class Followed:
             self.end = max(self.end or 0, log.end_offset(self.partition) or 0)  # the brokers told us less lately
             log.stop(self.partition)
         self.reading, self._facts_from = False, time.monotonic()
+        self._stopped_at = self._facts_from
 
     def refuse(self, problem: str) -> None:
         """Say why the partition does not follow its log, and when it is tried again."""

@@ -142,12 +142,13 @@ def newest_manifest(checkpoints: Checkpoints) -> Manifest | None:
 
 
 def facts_after(watch: TopicWatch, at: float) -> TopicFacts:
-    """What the brokers say, asked after a monotonic time; raises what the watch says when they do not answer."""
+    """What the brokers say, identity included, asked after a monotonic time; raises what the watch says if nothing."""
     deadline = time.monotonic() + FACTS_S
-    watch.ask_now()
-    while (facts := watch.facts) is None or facts.asked_at <= at:
+    while (facts := watch.facts) is None or facts.identity_at <= at:
         if time.monotonic() > deadline:
             raise watch.error or BrokerUnreachable(f"the brokers did not answer within {FACTS_S:g} s")
+        watch.ask_identity_now()
+        watch.ask_now()
         time.sleep(0.01)
     return facts
 

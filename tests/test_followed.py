@@ -153,7 +153,7 @@ def test_a_directory_that_was_begun_again_is_followed_by_its_content(tmp_path: P
 
 
 def facts(first: int, end: int, topic: TopicIdentity = TOPIC) -> TopicFacts:
-    asked = {"asked_at": time.monotonic(), "asked_ms": now_ms()}
+    asked = {"asked_at": time.monotonic(), "asked_ms": now_ms(), "identity_at": time.monotonic()}
     return TopicFacts(topic, None, {0: first}, {0: end}, {0: 0}, {0: end}, {}, **asked)
 
 

@@ -22,7 +22,7 @@ MADE = Generation("g000001", 0, "earliest", COLLECTION.index)
 
 def _watch() -> Any:
     topic, asked_at = TopicIdentity("cluster", "topic", 1), time.monotonic() + 60
-    facts = TopicFacts(topic, None, {0: 0}, {0: 0}, {0: 0}, {0: 0}, {}, asked_at, 0)
+    facts = TopicFacts(topic, None, {0: 0}, {0: 0}, {0: 0}, {0: 0}, {}, asked_at, 0, asked_at)
     return SimpleNamespace(facts=facts, error=None, ask_now=lambda: None)
 
 

@@ -34,7 +34,8 @@ class TopicFacts:
 
     `epochs` are the newest leader epochs, -1 where the broker tells none. `acknowledged` was asked for before `ends`:
     what it is ahead of them was waiting behind an open transaction.
-    `asked_at` (monotonic seconds) and `asked_ms` (wall clock) are from before the question, so the answer is not older.
+    `asked_at` (monotonic seconds) and `asked_ms` (wall clock) are from before the question, so the answer is not older;
+    `identity_at` is the same of the identity, which is asked for less often.
     """
 
     identity: TopicIdentity
@@ -46,6 +47,7 @@ class TopicFacts:
     committed: dict[int, Committed] | None
     asked_at: float
     asked_ms: int
+    identity_at: float
 
     def bounds(self, partition: int) -> LogBounds | None:
         if partition not in self.starts:
@@ -122,7 +124,7 @@ class TopicWatch:
             kept_ms = self._topics.tombstones_kept_ms(self._topic)
             self._identity_due = asked_at + IDENTITY_EVERY_S
             committed = known.committed if known else None
-            known = TopicFacts(identity, kept_ms, {}, {}, {}, {}, committed, asked_at, asked_ms)
+            known = TopicFacts(identity, kept_ms, {}, {}, {}, {}, committed, asked_at, asked_ms, asked_at)
         every: list[Partition] = [(self._topic, number) for number in range(known.identity.partitions)]
         starts = {p[1]: first for p, first in self._topics.starts(every).items()}
         acknowledged = {p[1]: end for p, end in self._topics.acknowledged(every).items()}
