@@ -4,7 +4,8 @@ Media types are compared as RFC 9110 says: whatever the case, parameters aside. 
 """
 
 import asyncio
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from email.message import Message
 from functools import lru_cache
@@ -20,6 +21,7 @@ T = TypeVar("T")
 JSON, BYTES = "application/json", "application/octet-stream"
 # JSON of so many bytes is decoded in 0.3 ms; beyond, a thread does it while the event loop answers others.
 LARGE_BYTES = 64 * 1024
+STEP_S, PAUSE_S = 0.002, 0.0001
 # Connections times the largest body would be 16 GB by default.
 HELD_BYTES_MAX = 256 * 1024 * 1024
 _CONTENT_TYPE_BYTES_MAX = 256
@@ -70,6 +72,20 @@ def _parsed(said: bytes) -> tuple[str, str]:
 def is_encoded(content_encoding: bytes) -> bool:
     """Whether the header says that the body is compressed, in a way or in several."""
     return any(coding.strip().lower() not in (b"", b"identity") for coding in content_encoding.split(b","))
+
+
+def in_steps(items: Iterable[T]) -> Iterator[T]:
+    """The items; between the work on two of them other threads run, every few milliseconds.
+
+    A thread that gives the interpreter lock up and takes it again at once, as numpy does for larger arrays, starves
+    those that wait for it: each time they are woken too late, and then wait anew. So it sleeps for a moment.
+    """
+    until = time.perf_counter() + STEP_S
+    for item in items:
+        yield item
+        if time.perf_counter() >= until:
+            time.sleep(PAUSE_S)
+            until = time.perf_counter() + STEP_S
 
 
 class Bodies:

@@ -13,7 +13,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from api.body import LARGE_BYTES
+from api.body import LARGE_BYTES, in_steps
 from api.problems import Unsupported
 from tidemark.collection import DIMENSION_MAX
 from tidemark.errors import BadQuery
@@ -196,7 +196,9 @@ def _large_search_request(body: bytes) -> tuple[SearchRequest, Queries | None]:
         if len(part) > LARGE_BYTES:
             raise BadQuery(f"{name} has {len(part)} bytes, at most {LARGE_BYTES}")
     request = _decoded(_search_decoder, b"{%s}" % b",".join(b'"%s":%s' % (n.encode(), p) for n, p in parts.items()))
-    found = {name: list(map(numbers, islice(_lines(part, name), QUERIES_MAX + 1))) for name, part in given.items()}
+    found = {
+        name: list(map(numbers, in_steps(islice(_lines(part, name), QUERIES_MAX + 1)))) for name, part in given.items()
+    }
     request = msgspec.structs.replace(request, **{name: [] for name in found})
     vectors = found.get("vector", found.get("vectors"))
     _check(request, None if vectors is None else len(vectors))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 import orjson
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
+from api.body import in_steps
 from api.mirror import FollowerMirror
 from api.schemas import Upsert, WriteRequest, numbers
 from tidemark import id as ids
@@ -131,7 +132,7 @@ def _records(follower: FollowerMirror, request: WriteRequest) -> list[Placed]:
 
 def _upserts(upserts: Iterable[Upsert], collection: Collection) -> list[Record]:
     records: list[Record] = []
-    for number, upsert in enumerate(upserts):
+    for number, upsert in enumerate(in_steps(upserts)):
         try:
             records.append(_upsert(upsert, collection))
         except BadQuery as error:

@@ -298,8 +298,13 @@ def segment_rows_max(settings: ConsumerSettings, collection: Collection) -> int:
     return min(settings.segment_rows_max, max(1, settings.segment_bytes_max // collection.row_bytes))
 
 
-def advance_builds(builder: Builder, partitions: Iterable[OwnedPartition], settings: ConsumerSettings) -> None:
-    """Install the build that has ended, if one has, and give out the next, if one is wanted."""
+def advance_builds(
+    builder: Builder, partitions: Iterable[OwnedPartition], settings: ConsumerSettings, tidy_up: bool = False
+) -> None:
+    """Install the build that has ended, if one has, and give out the next, if one is wanted.
+
+    `tidy_up`: build what is left although records go on arriving.
+    """
     partitions = list(partitions)
     if finished := builder.finished():
         build, result = finished
@@ -313,6 +318,6 @@ def advance_builds(builder: Builder, partitions: Iterable[OwnedPartition], setti
     if builder.idle:
         for owned in sorted(partitions, key=lambda owned: -owned.view.unbuilt_rows):
             most = segment_rows_max(settings, owned.collection)
-            if inputs := owned.wanted_build(most, owned.quiet or owned.held is not None):
+            if inputs := owned.wanted_build(most, tidy_up or owned.quiet or owned.held is not None):
                 builder.start(owned.checkpoints, owned.collection, owned.index, inputs)
                 return

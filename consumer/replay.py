@@ -132,7 +132,7 @@ class Replay:
             self._note_facts()
             for owned in self._owned.values():
                 self._keep_up(owned, log)
-            advance_builds(self._builder, self._owned.values(), self._settings.consumer)
+            advance_builds(self._builder, self._owned.values(), self._settings.consumer, tidy_up=self._settled)
             if time.monotonic() - reported > REPORT_EVERY_S:
                 reported = time.monotonic()
                 report(self._progress())

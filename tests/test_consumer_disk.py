@@ -65,7 +65,11 @@ def _failing_fsyncs(consumer: Service) -> Iterator[None]:
         yield
     finally:
         attached.terminate()
-        attached.wait()
+        try:
+            attached.wait(5)
+        except subprocess.TimeoutExpired:  # it waits for a thread of the process that it will never be told of
+            attached.kill()
+            attached.wait()
         attached.stderr.close()
 
 

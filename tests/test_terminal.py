@@ -214,7 +214,6 @@ def test_a_line_that_is_not_json_is_refused_in_words(
         ("TIDEMARK_COLLECTIONS=xx tidemark generations docs", 78, "write tables and lists there as JSON"),
         ("TIDEMARK_UP_DIR=/proc/nope tidemark up", 69, "/proc/nope is not writable"),
         ("TIDEMARK_CHECKPOINT__URL=file:///dev/null tidemark generations docs --config $CONFIG", 69, "Not a directory"),
-        ("tidemark search docs --id a -k 99999999999999999999 --api $API", 2, "k"),
         ("tidemark healthcheck 'http://[::1'", 1, "does not answer"),
     ],
 )
