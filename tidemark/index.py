@@ -417,15 +417,17 @@ def search(
     parameters: SearchParameters,
     alive: Alive = ALL,
     effort: float = 1.0,
+    more: int = 0,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """FAISS distances and row numbers (nq, k), nearest first, -1 where there are fewer.
+    """FAISS distances and row numbers (nq, k + more), nearest first, -1 where there are fewer.
 
     `effort` scales the calibrated effort, which was measured for 10 neighbours; for more it grows with the square
-    root of their number.
+    root of their number. The `more` rows are those that the effort for k finds beside them.
     """
     scaled = parameters.scaled(effort * max(1.0, math.sqrt(k / (CALIBRATION_K + 1))))
     if index.is_hnsw:
-        distances, labels = index.faiss.search(queries, k, params=alive.options(index, max(scaled.effort, k)))
+        options = alive.options(index, max(scaled.effort, k + more))
+        distances, labels = index.faiss.search(queries, k + more, params=options)
         if not len(index.outliers):
             return distances, labels
         labels = np.where(labels < 0, -1, index.numbers[labels])
@@ -436,7 +438,7 @@ def search(
     if len(index.outliers):
         outliers = alive.among(index.outliers)
         labels = np.concatenate([labels, np.broadcast_to(outliers, (len(queries), len(outliers)))], axis=1)
-    return _rank_exactly(rows, queries, labels, k, index.metric)
+    return _rank_exactly(rows, queries, labels, k + more, index.metric)
 
 
 def _rank_exactly(

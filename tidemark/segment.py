@@ -360,19 +360,25 @@ class Segment:
         Its effort is for the nearest of all its rows. Were dead ones passed over, those around a query would use up
         what is to find its neighbours, and farther rows be answered in their place.
         """
-        wanted = min(k, self.live_count)
-        asked = k + math.ceil(2 * k * self.dead_rows / self.rows) + DEAD_ASKED_TOO
+        wanted, more = min(k, self.live_count), math.ceil(2 * k * self.dead_rows / self.rows) + DEAD_ASKED_TOO
+        found, labels = index.search(opened, self.vectors, queries, k, self.parameters, effort=effort, more=more)
+        alive = (labels >= 0) & self._live.are_live(labels)
+        if alive[:, :wanted].all():
+            return found[:, :wanted], labels[:, :wanted]
+        asked = k + more
         distances = np.zeros((len(queries), wanted), np.float32)
         rows = np.full((len(queries), wanted), -1, np.int64)
         left = np.arange(len(queries))
-        while len(left) and asked <= max(ASKED_MAX, 2 * k):
-            found, labels = index.search(opened, self.vectors, queries[left], asked, self.parameters, effort=effort)
-            alive = (labels >= 0) & self._live.are_live(labels)
+        while True:
             enough = alive.sum(axis=1) >= wanted
             for line in enough.nonzero()[0].tolist():
                 at = alive[line].nonzero()[0][:wanted]
                 distances[left[line]], rows[left[line]] = found[line, at], labels[line, at]
             left, asked = left[~enough], ASKED_AGAIN * asked
+            if not len(left) or asked > max(ASKED_MAX, 2 * k):
+                break
+            found, labels = index.search(opened, self.vectors, queries[left], asked, self.parameters, effort=effort)
+            alive = (labels >= 0) & self._live.are_live(labels)
         if len(left):
             found, labels = self._search_exactly(queries[left], wanted)
             distances[left, : labels.shape[1]], rows[left, : labels.shape[1]] = found, labels
