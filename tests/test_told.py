@@ -71,5 +71,5 @@ def test_a_refusal_moves_no_offset_that_is_not_known(known: Any, expected: list[
     tell, committed = _told()
     waiting = Waiting(("docs", 0), COLLECTION)
     waiting.refuse(LogGap("a gap"))
-    tell.refusal_of(waiting, None, TopicFacts(TOPIC, None, {0: 7}, {0: 900}, {}, {}, known, 0.0, 0))
+    tell.refusal_of(waiting, None, TopicFacts(TOPIC, None, {0: 7}, {0: 900}, {}, {}, known, 0.0, 0, 0.0))
     assert committed == expected
