@@ -20,7 +20,7 @@ setup: .venv/dev.stamp  ## make the environment in .venv, from the lock files
 up: .venv/run.stamp  ## start Kafka, the consumer and the api, load sample data, print a search to try
 	@exec $(BIN)/tidemark up
 
-test: .venv/dev.stamp  ## run every test against a real Kafka (under 10 minutes on 2 cores)
+test: .venv/dev.stamp  ## run every test against a real Kafka (some 14 minutes on 2 cores)
 	@$(BIN)/pytest
 
 .venv/images.stamp: .venv/dev.stamp deploy/test_images/requirements.txt

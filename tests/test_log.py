@@ -34,3 +34,31 @@ def test_a_message_of_a_partition_revoked_within_a_fetch_is_given_to_no_other_on
     log = Log(SETTINGS, "group", make_client=RevokesBetweenCalls)
     log.subscribe(["t"], lambda partitions: [Start(partition, 0) for partition in partitions], lambda _: None)
     assert log.fetch(100, 0.0).messages == {}
+
+
+class CountsUnassigns(RevokesBetweenCalls):
+    """Notes each call that takes partitions away."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        super().__init__(settings)
+        self.calls: list[int] = []
+
+    def incremental_unassign(self, partitions: list[TopicPartition]) -> None:
+        self.calls.append(len(partitions))
+
+
+def test_a_revocation_is_answered_to_the_client_once_also_of_partitions_that_are_not_read() -> None:
+    """Not at all, the client fails; twice, it may wait for the second answer for ever, with the interpreter's lock."""
+    clients: list[CountsUnassigns] = []
+
+    def make(settings: dict[str, Any]) -> CountsUnassigns:
+        clients.append(CountsUnassigns(settings))
+        return clients[0]
+
+    log = Log(SETTINGS, "group", make_client=make)
+    log.subscribe(["t"], lambda partitions: [Start(partition, 0) for partition in partitions], lambda _: None)
+    log.fetch(100, 0.0)
+    assert clients[0].calls == [1]
+    log.stop(("t", 1))
+    clients[0]._callbacks["on_revoke"](clients[0], [TopicPartition("t", 1)])
+    assert clients[0].calls == [1, 1, 0]

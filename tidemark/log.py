@@ -118,9 +118,9 @@ class Log:
                 on_revoked(gone)
             except BaseException as error:
                 self._callback_errors.append(error)
-            self._unassign(gone)
-            # Of what nobody takes away in here the client does it itself, and fails if it is not being read.
-            self._consumer.incremental_unassign([])
+            # Once in here, also of nothing. If not at all, the client takes all of it away itself, and fails where it
+            # is not being read. A second time may never be answered, because the first may have ended the membership.
+            self._consumer.incremental_unassign(self._no_longer_assigned(gone))
 
         self._consumer.subscribe(list(topics), on_assign=assigned, on_revoke=revoked, on_lost=revoked)
 
@@ -156,13 +156,17 @@ class Log:
         self._unassign([partition])
 
     def _unassign(self, partitions: Sequence[Partition]) -> None:
+        if held := self._no_longer_assigned(partitions):
+            self._consumer.incremental_unassign(held)
+
+    def _no_longer_assigned(self, partitions: Sequence[Partition]) -> list[TopicPartition]:
+        """Those of the partitions that were being read, which they are not any more, as the client takes them."""
         held = [partition for partition in partitions if partition in self._assigned]
         self._assigned -= set(held)
         self._changes += 1
         for partition in held:
             self._to_check.pop(partition, None)
-        if held:
-            self._consumer.incremental_unassign([TopicPartition(*partition) for partition in held])
+        return [TopicPartition(*partition) for partition in held]
 
     # -- reading -------------------------------------------------------------------------------------------
 
