@@ -5,7 +5,6 @@ which deletes older copies of ids that are in two partitions.
 """
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from cli.generations import check_collection
 from cli.placement import Placement, examine
 from tidemark import generation
 from tidemark import id as ids
+from tidemark.caught_up import now_ms
 from tidemark.checkpoint import Checkpoints
 from tidemark.collection import Collection
 from tidemark.errors import BrokerUnreachable, TidemarkError
@@ -159,7 +159,7 @@ class _Looking:
             raise _NotWell(f"no checkpoint of partitions {missing}", "see the consumer's log and `tidemark lag`")
         rows = sum(manifest.live_rows for _, manifest in self._checkpoints.values())
         oldest = min((manifest.created_ms for _, manifest in self._checkpoints.values()), default=0)
-        age = max(0, time.time_ns() // 1_000_000 - oldest)
+        age = max(0, now_ms() - oldest)
         return f"{len(self._checkpoints)} partitions, {rows} live rows, the oldest manifest is {_duration(age)} old"
 
     def _newest(self, partition: int) -> tuple[Path, Manifest] | None:

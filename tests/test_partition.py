@@ -23,12 +23,17 @@ TOPIC = TopicIdentity("cluster", "topic")
 INTERVAL_S, ROWS = 5.0, 1_000
 
 
-@pytest.fixture
-def owned(tmp_path: Path) -> OwnedPartition:
+def owned_in(tmp_path: Path) -> OwnedPartition:
+    """A partition claimed in a directory of its own, without any record yet."""
     checkpoints = Checkpoints(tmp_path, COLLECTION, "g000001", 0)
     assert checkpoints.claim(TOPIC, None, 0)
     generation = Generation("g000001", 0, "earliest", COLLECTION.index)
     return OwnedPartition(("docs", 0), COLLECTION, generation, TOPIC, View(COLLECTION, 0), checkpoints, 0, 0)
+
+
+@pytest.fixture
+def owned(tmp_path: Path) -> OwnedPartition:
+    return owned_in(tmp_path)
 
 
 def apply(owned: OwnedPartition, count: int) -> None:

@@ -10,21 +10,15 @@ from consumer import told
 from consumer.partition import OwnedPartition
 from consumer.take_over import Waiting
 from consumer.told import Told
-from tests.test_partition import COLLECTION, TOPIC, apply
-from tidemark.checkpoint import Checkpoints
+from tests.test_partition import COLLECTION, TOPIC, apply, owned_in
 from tidemark.errors import LogGap
-from tidemark.generation import Generation
 from tidemark.log import Committed, Log
 from tidemark.topic_watch import TopicFacts
-from tidemark.view import View
 
 
 @pytest.fixture
 def owned(tmp_path: Path) -> OwnedPartition:
-    checkpoints = Checkpoints(tmp_path, COLLECTION, "g000001", 0)
-    assert checkpoints.claim(TOPIC, None, 0)
-    generation = Generation("g000001", 0, "earliest", COLLECTION.index)
-    return OwnedPartition(("docs", 0), COLLECTION, generation, TOPIC, View(COLLECTION, 0), checkpoints, 0, 0)
+    return owned_in(tmp_path)
 
 
 def _told() -> tuple[Told, list[int]]:
