@@ -57,8 +57,8 @@ def main() -> None:
 def _serve(workers: Workers, config: Path | None, stopping: threading.Event) -> None:
     # Imported while the first worker imports what it needs: that takes longest of all.
     from api.serving import Serving
+    from tidemark.ann.exact import simd_level
     from tidemark.clients import try_settings
-    from tidemark.exact import simd_level
     from tidemark.settings import load
     from tidemark.shared_memory import Document
 

@@ -25,10 +25,11 @@ from numpy.typing import NDArray
 from benchmarks import machine, sift
 from consumer.builder import Builder
 from consumer.partition import OwnedPartition, advance_builds
-from tidemark import index, searcher
+from tidemark import searcher
+from tidemark.ann import index
+from tidemark.ann.exact import exact_search, use_one_thread_per_search
 from tidemark.checkpoint import Checkpoints
 from tidemark.collection import Collection
-from tidemark.exact import exact_search, use_one_thread_per_search
 from tidemark.generation import Generation
 from tidemark.manifest import TopicIdentity
 from tidemark.record import decode

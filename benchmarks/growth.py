@@ -36,12 +36,14 @@ from numpy.typing import NDArray
 
 from benchmarks import machine, sift
 from benchmarks.report import shown
-from tidemark import index, ivf, layout, merge_policy, searcher
+from tidemark import layout, merge_policy, searcher
+from tidemark.ann import index, ivf
+from tidemark.ann.exact import use_one_thread_per_search
 from tidemark.collection import Collection, IndexParameters
-from tidemark.exact import use_one_thread_per_search
 from tidemark.record import hash_ids, row_digests
 from tidemark.rows import Rows
-from tidemark.segment import Segment, write_segment
+from tidemark.segment import Segment
+from tidemark.segment_files import write_segment
 from tidemark.view import View
 
 ROWS = (100_000, 250_000, 500_000, 1_000_000, 2_000_000)

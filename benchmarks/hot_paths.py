@@ -21,11 +21,13 @@ from benchmarks import machine, sift
 from benchmarks.client import connected
 from benchmarks.growth import rows_of
 from cli.ports import free_port
-from tidemark import index, pq, searcher
+from tidemark import searcher
+from tidemark.ann import index, pq
+from tidemark.ann.exact import nearest_of_many, use_one_thread_per_search
 from tidemark.collection import Collection, IndexParameters
-from tidemark.exact import nearest_of_many, use_one_thread_per_search
 from tidemark.record import decode
-from tidemark.segment import Segment, write_segment
+from tidemark.segment import Segment
+from tidemark.segment_files import write_segment
 from tidemark.view import View
 
 COLLECTION = Collection("sift", "sift", sift.DIMENSION, "l2", format="raw")

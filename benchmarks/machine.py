@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tidemark.exact import simd_level
+from tidemark.ann.exact import simd_level
 
 # Below followers, consumers and builds.
 NICE = 15

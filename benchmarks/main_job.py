@@ -31,10 +31,11 @@ from benchmarks.report import report
 from cli.local_kafka import LocalKafka
 from cli.ports import free_port
 from cli.sample import Encoder, documents
-from tidemark import index, service
+from tidemark import service
+from tidemark.ann import index
+from tidemark.ann.exact import exact_search, use_one_thread_per_search
 from tidemark.checkpoint import Checkpoints
 from tidemark.collection import IndexParameters
-from tidemark.exact import exact_search, use_one_thread_per_search
 from tidemark.generation import current
 from tidemark.kafka_settings import consumer_settings, producer_settings
 from tidemark.settings import Settings, load

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tidemark import layout
 from tidemark.manifest import Manifest, SegmentEntry
 from tidemark.partitioner import PARTITIONERS, Partitioner, partition_of
-from tidemark.segment import verify_file
+from tidemark.segment_files import verify_file
 
 # Of each segment, evenly: enough to tell one partitioner from another.
 IDS_LOOKED_AT = 1_000

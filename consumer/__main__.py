@@ -22,10 +22,10 @@ from pydantic import ValidationError
 from consumer import metrics
 from consumer.indexer import Indexer
 from consumer.replay import Progress, Replay
+from tidemark.ann.exact import simd_level
 from tidemark.clients import try_settings
 from tidemark.collection import Collection, IndexParameters
 from tidemark.errors import BadConfiguration
-from tidemark.exact import simd_level
 from tidemark.files import DirectoryLock
 from tidemark.settings import IndexSettings, Settings, load
 

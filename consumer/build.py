@@ -22,7 +22,8 @@ from tidemark.collection import IndexParameters
 from tidemark.crash_point import reach
 from tidemark.errors import TidemarkError
 from tidemark.manifest import SegmentEntry
-from tidemark.segment import Segment, merged, write_segment
+from tidemark.segment import Segment, merged
+from tidemark.segment_files import write_segment
 
 
 class Input(msgspec.Struct, frozen=True):

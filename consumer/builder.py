@@ -22,7 +22,8 @@ from tidemark.checkpoint import Checkpoints
 from tidemark.collection import Collection, IndexParameters
 from tidemark.errors import StoreUnavailable
 from tidemark.manifest import SegmentEntry
-from tidemark.segment import Segment, remove_segment_files
+from tidemark.segment import Segment
+from tidemark.segment_files import remove_segment_files
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from cli.broker import open_broker
 from cli.main import main
 from tests.commands import Tidemark
 from tests.services import Deployment, deployment
-from tidemark.exact import use_one_thread_per_search
+from tidemark.ann.exact import use_one_thread_per_search
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("default")

@@ -13,7 +13,8 @@ from tidemark.checkpoint import Checkpoints
 from tidemark.collection import Collection, IndexKind, IndexParameters
 from tidemark.manifest import FORMAT, TopicIdentity
 from tidemark.record import decode
-from tidemark.segment import Segment, write_segment
+from tidemark.segment import Segment
+from tidemark.segment_files import write_segment
 from tidemark.view import View
 
 ROOTS = {1: Path(__file__).parent / "golden", 2: Path(__file__).parent / "golden_2"}

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from tidemark.collection import IndexParameters, Metric
 from tidemark.record import hash_ids, row_digests
 from tidemark.rows import Rows
-from tidemark.segment import Segment, write_segment
+from tidemark.segment import Segment
+from tidemark.segment_files import write_segment
 
 FLAT = IndexParameters(kind="flat")
 

@@ -22,7 +22,8 @@ from tidemark.collection import Collection, IndexKind, IndexParameters
 from tidemark.manifest import SegmentEntry
 from tidemark.record import Message, decode
 from tidemark.rows import Rows
-from tidemark.segment import Segment, merged, write_segment
+from tidemark.segment import Segment, merged
+from tidemark.segment_files import write_segment
 from tidemark.view import View
 
 DIMENSION = 3

@@ -20,7 +20,8 @@ from tidemark.errors import CheckpointMismatch, CorruptCheckpoint, NewerFormat, 
 from tidemark.manifest import FORMAT, TopicIdentity, encode
 from tidemark.obsolete import MANIFESTS_KEPT
 from tidemark.record import decode
-from tidemark.segment import Segment, verify_file, write_segment
+from tidemark.segment import Segment
+from tidemark.segment_files import verify_file, write_segment
 from tidemark.view import View
 
 COLLECTION = Collection("docs", "docs", 4, "l2")

@@ -18,7 +18,7 @@ from tidemark.collection import Collection, IndexKind, IndexParameters
 from tidemark.errors import FsyncFailed, StoreFull, StoreUnavailable
 from tidemark.manifest import TopicIdentity
 from tidemark.record import decode
-from tidemark.segment import write_segment
+from tidemark.segment_files import write_segment
 from tidemark.view import View
 
 COLLECTION = Collection("docs", "docs", 4, "l2")

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from tidemark.ann.exact import exact_search, public_distance
 from tidemark.collection import Metric
-from tidemark.exact import exact_search, public_distance
 
 
 def expected_distances(rows: np.ndarray, queries: np.ndarray, metric: Metric) -> np.ndarray:  # type: ignore[type-arg]

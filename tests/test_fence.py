@@ -15,7 +15,7 @@ from tidemark.errors import StaleOwner
 from tidemark.layout import mark_epoch
 from tidemark.manifest import TopicIdentity
 from tidemark.record import decode
-from tidemark.segment import verify_file
+from tidemark.segment_files import verify_file
 from tidemark.view import View
 
 COLLECTION = Collection("docs", "docs", 4, "l2")

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from tests.rows import embeddings
-from tidemark import hnsw, index
+from tidemark.ann import hnsw, index
+from tidemark.ann.exact import exact_search
 from tidemark.collection import IndexParameters, Metric
-from tidemark.exact import exact_search
 
 ROWS, DIMENSION, TARGET, K = 10_000, 13, 0.95, 10
 

@@ -8,10 +8,10 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.rows import embeddings, segment_of, unit
-from tidemark import index
+from tidemark.ann import index
+from tidemark.ann.exact import exact_search
 from tidemark.collection import IndexKind, IndexParameters, Metric
 from tidemark.errors import CorruptCheckpoint
-from tidemark.exact import exact_search
 
 KINDS: tuple[IndexKind, ...] = ("ivfpq", "hnsw")
 TARGET = 0.95

@@ -8,10 +8,10 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.rows import embeddings, unit
-from tidemark import ivf
+from tidemark.ann import ivf
+from tidemark.ann.exact import exact_search, faiss_metric, nearest_of_many
+from tidemark.ann.index import codes_of
 from tidemark.collection import Metric
-from tidemark.exact import exact_search, faiss_metric, nearest_of_many
-from tidemark.index import codes_of
 
 LISTS = 300
 

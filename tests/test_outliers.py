@@ -8,11 +8,12 @@ from numpy.typing import NDArray
 
 from tests.messages import delete, upsert
 from tests.rows import embeddings, segment_of, unit
-from tidemark import index, layout, searcher
+from tidemark import layout, searcher
+from tidemark.ann import index
+from tidemark.ann.exact import exact_search
+from tidemark.ann.outliers import Bulk
 from tidemark.collection import Collection, IndexKind, IndexParameters, Metric
-from tidemark.exact import exact_search
 from tidemark.mirror import ViewMirror
-from tidemark.outliers import Bulk
 from tidemark.record import decode
 from tidemark.segment import Segment
 from tidemark.view import View

@@ -16,7 +16,8 @@ from tidemark.collection import Collection, IndexKind, IndexParameters
 from tidemark.errors import BadQuery
 from tidemark.mirror import ViewMirror
 from tidemark.record import Message, decode
-from tidemark.segment import Segment, merged, write_segment
+from tidemark.segment import Segment, merged
+from tidemark.segment_files import write_segment
 from tidemark.snapshot import PartitionSearcher, SearchedView
 from tidemark.view import View
 

@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.rows import FLAT, embeddings, rows_of, segment_of
+from tidemark.ann.exact import exact_search, exact_search_among
 from tidemark.collection import IndexKind, IndexParameters, Metric
 from tidemark.errors import CorruptCheckpoint
-from tidemark.exact import exact_search, exact_search_among
 from tidemark.manifest import SegmentEntry
 from tidemark.record import hash_ids
-from tidemark.segment import Segment, merged, remove_segment_files, write_segment
+from tidemark.segment import Segment, merged
+from tidemark.segment_files import remove_segment_files, write_segment
 
 KINDS: tuple[IndexKind, ...] = ("flat", "hnsw", "ivfpq")
 

@@ -6,7 +6,8 @@ from numpy.typing import NDArray
 
 from tests.messages import delete, upsert
 from tests.rows import embeddings
-from tidemark import index, searcher
+from tidemark import searcher
+from tidemark.ann import index
 from tidemark.collection import Collection, IndexParameters, Metric
 from tidemark.mirror import ViewMirror
 from tidemark.record import decode

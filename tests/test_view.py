@@ -13,7 +13,8 @@ from tests.model import Model, Operation
 from tidemark import searcher
 from tidemark.collection import Collection, IndexParameters
 from tidemark.record import Message, decode
-from tidemark.segment import Segment, merged, write_segment
+from tidemark.segment import Segment, merged
+from tidemark.segment_files import write_segment
 from tidemark.view import View
 
 COLLECTION = Collection(name="c", topic="t", dimension=2, metric="l2")

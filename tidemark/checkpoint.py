@@ -25,7 +25,8 @@ from tidemark.crash_point import reach
 from tidemark.errors import CheckpointMismatch, CorruptCheckpoint, StaleOwner, StoreFull, StoreUnavailable
 from tidemark.fence import Fence, highest_mark
 from tidemark.manifest import Manifest, SegmentEntry, TopicIdentity, encode, parse
-from tidemark.segment import Segment, remove_segment_files, write_segment
+from tidemark.segment import Segment
+from tidemark.segment_files import remove_segment_files, write_segment
 from tidemark.view import View
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from tidemark.caught_up import now_ms
 from tidemark.crash_point import reach
 from tidemark.errors import CorruptCheckpoint, NewerFormat, StoreUnavailable
 from tidemark.manifest import Manifest, parse
-from tidemark.segment import remove_segment_files
+from tidemark.segment_files import remove_segment_files
 
 logger = logging.getLogger(__name__)
 

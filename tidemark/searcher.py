@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tidemark.ann.exact import public_distance
 from tidemark.collection import Collection, Metric
 from tidemark.errors import BadQuery
-from tidemark.exact import public_distance
 from tidemark.record import SQUARED_NORM_MAX, hash_ids
 from tidemark.rows import ReadableRows
 from tidemark.segment import Segment

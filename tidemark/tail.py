@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from tidemark import index
-from tidemark.codes import Coded, Codes
+from tidemark.ann import index
+from tidemark.ann.codes import Coded, Codes
+from tidemark.ann.exact import exact_search, exact_search_among
 from tidemark.collection import Metric
-from tidemark.exact import exact_search, exact_search_among
 from tidemark.live_rows import DEAD_SHARE_LED, LiveRows
 from tidemark.record import Batch
 from tidemark.rows import Rows, Texts

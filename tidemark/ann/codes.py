@@ -18,9 +18,9 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from tidemark import index
-from tidemark.index import CODES_LISTS, Index, SearchParameters
-from tidemark.ivf import BLOCK_ROWS, packed
+from tidemark.ann import index
+from tidemark.ann.index import CODES_LISTS, Index, SearchParameters
+from tidemark.ann.ivf import BLOCK_ROWS, packed
 from tidemark.shared_memory import Region, fence, room
 
 # Before the trained index: its length, then effort, k_factor and reach of its searches.

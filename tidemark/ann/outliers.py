@@ -9,7 +9,7 @@ Used by `index.py` and `codes.py`. Knows nothing of lists, codes or files.
 import numpy as np
 from numpy.typing import NDArray
 
-from tidemark.exact import squares_to
+from tidemark.ann.exact import squares_to
 
 # Far out: beyond so many times the distance within which all rows lie but for `SHARE` of them, or for `FEW`. One row
 # in a hundred five times as long as the others costs no recall (9,000 x 13 normal numbers), twenty times as long 0.25.

@@ -13,8 +13,8 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from tidemark.ann.exact import exact_search
 from tidemark.collection import Metric
-from tidemark.exact import exact_search
 
 TRAINING_ITERATIONS = 8
 # Below it every row is compared with every centroid.

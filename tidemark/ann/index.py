@@ -17,11 +17,11 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from tidemark import hnsw, ivf, pq
+from tidemark.ann import hnsw, ivf, pq
+from tidemark.ann.exact import faiss_metric, nearest_of_many, public_distance
+from tidemark.ann.outliers import Bulk
 from tidemark.collection import IndexKind, IndexParameters, Metric
 from tidemark.errors import CorruptCheckpoint
-from tidemark.exact import faiss_metric, nearest_of_many, public_distance
-from tidemark.outliers import Bulk
 
 # Rows used as queries to calibrate a segment: their 10 neighbours give its recall to about +-0.4 %.
 CALIBRATION_QUERIES = 400
