@@ -30,7 +30,7 @@ from tidemark.live_rows import DEAD_SHARE_LED, LiveRows
 from tidemark.manifest import FileEntry, SegmentEntry
 from tidemark.rows import Rows, concatenate, texts_of
 from tidemark.segment_files import verify_file
-from tidemark.shared_memory import Region
+from tidemark.shared_memory import Region, room
 
 # To ask an exact search for so many more costs a fifth of it; to copy the rows that live takes as long again.
 DEAD_PASSED_OVER = 1_000
@@ -83,8 +83,10 @@ class Segment:
         with _opening(directory):
             self._open_vectors(dimension)
             self._open_columns()
-        self.region = live or Region(LiveRows.size(self.rows), shared)
-        self._live = LiveRows(self.region, self.rows, new=live is None)
+        self.region = live or Region(room(np.uint8, max(1, LiveRows.size(self.rows))), shared)
+        self._live = LiveRows(self.region.take(np.uint8, LiveRows.size(self.rows)), self.rows)
+        if live is None:
+            self._live.set(0, self.rows)
         self._live_in_vectors = np.full_like(self._live.bitmap, 0xFF)
         self.saved_dead_rows = 0
         if live is None and entry.dead_file:
@@ -146,7 +148,7 @@ class Segment:
 
     @property
     def dead_rows(self) -> int:
-        return self._live.dead
+        return self._live.dead()
 
     @property
     def live_count(self) -> int:

@@ -15,8 +15,6 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-# Linux: no memory is promised for pages that are never written (Python names it from 3.13 on).
-_MAP_NORESERVE = 0x4000
 _fence = threading.Lock()
 
 
@@ -27,39 +25,51 @@ def fence() -> None:
 
 
 class Region:
-    """`size` bytes as numpy arrays. Made `shared` it has a name, by which other processes of the user open it."""
+    """`size` bytes as numpy arrays. Made `shared` it has a name, by which other processes of the user open it.
+
+    `descriptor` is its file, from whose first byte on it can be mapped once more (`row_space.py`).
+    """
 
     def __init__(self, size: int, shared: bool = False) -> None:
         self.name: str | None = None
-        self._taken = 0
-        if not shared:
-            self._memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
-            return
-        descriptor = os.memfd_create("tidemark")
-        os.ftruncate(descriptor, size)
-        self._memory = mmap.mmap(descriptor, size)
-        # The number of the file tells it from another one that gets the same descriptor later.
-        self.name = f"{os.getpid()}:{descriptor}:{os.fstat(descriptor).st_ino}"
-        weakref.finalize(self, os.close, descriptor)
+        self.size, self._taken = size, 0
+        self.descriptor = os.memfd_create("tidemark")
+        weakref.finalize(self, os.close, self.descriptor)
+        os.ftruncate(self.descriptor, size)
+        self._memory = mmap.mmap(self.descriptor, size)
+        if shared:
+            # The number of the file tells it from another one that gets the same descriptor later.
+            self.name = f"{os.getpid()}:{self.descriptor}:{os.fstat(self.descriptor).st_ino}"
 
     @classmethod
     def open(cls, name: str) -> "Region":
         """Open another process's region for reading; raises FileNotFoundError when its owner has let go of it."""
         owner, number, inode = name.split(":")
-        descriptor = os.open(f"/proc/{owner}/fd/{number}", os.O_RDONLY)
-        try:
-            found = os.fstat(descriptor)
-            if str(found.st_ino) != inode:
-                raise FileNotFoundError(f"region {name} is gone")
-            region = cls.__new__(cls)
-            region.name, region._taken = name, 0
-            region._memory = mmap.mmap(descriptor, found.st_size, prot=mmap.PROT_READ)
-        finally:
-            os.close(descriptor)
+        region = cls.__new__(cls)
+        region.descriptor = os.open(f"/proc/{owner}/fd/{number}", os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(region, os.close, region.descriptor)
+        found = os.fstat(region.descriptor)
+        if str(found.st_ino) != inode:
+            raise FileNotFoundError(f"region {name} is gone")
+        region.name, region.size, region._taken = name, found.st_size, 0
+        region._memory = mmap.mmap(region.descriptor, found.st_size, prot=mmap.PROT_READ)
         return region
 
+    def clear(self, start: int, stop: int) -> None:
+        """Make bytes [start, stop) zero, and give back the memory of the whole pages among them; its owner only."""
+        page = mmap.PAGESIZE
+        first, last = -(-start // page) * page, stop // page * page
+        if first < last:
+            self._memory.madvise(mmap.MADV_REMOVE, first, last - first)
+        edges = [(start, stop)] if first >= last else [(start, first), (last, stop)]
+        for one, end in edges:
+            self._memory[one:end] = bytes(end - one)
+
     def take(self, dtype: Any, *shape: int) -> NDArray[Any]:
-        """The next array of the region; whoever opens it takes the same ones in the same order."""
+        """The next array of the region, the first one at its first byte.
+
+        Whoever opens it takes the same ones in the same order.
+        """
         kind = np.dtype(dtype)
         count = int(np.prod(shape))
         array = np.frombuffer(self._memory, kind, count, self._taken).reshape(shape)

@@ -104,7 +104,9 @@ class Tail:
         self.timestamps: NDArray[np.int64] = take(np.int64, capacity)
         self.digests: NDArray[np.uint64] = take(np.uint64, capacity)
         self.hashes: NDArray[np.uint64] = take(np.uint64, capacity)
-        self._live = LiveRows(self.region, capacity, new=region is None)
+        self._live = LiveRows(self.region.take(np.uint8, LiveRows.size(capacity)), capacity)
+        if region is None:
+            self._live.set(0, capacity)
         self._pass_over(first)
         self._codes = Codes(self.region, dimension, capacity)
         self._coded: Coded | None = None
@@ -158,7 +160,7 @@ class Tail:
 
     @property
     def dead_rows(self) -> int:
-        return self._live.dead - self._dead_before
+        return self._live.dead() - self._dead_before
 
     def dead_mask(self) -> NDArray[np.bool_]:
         """Which of the rows so far are dead, or not ours, bool (rows,)."""
@@ -271,7 +273,7 @@ class Tail:
         if coded is None:
             coded = self._coded = self._codes.opened(self.first)
         coded.refresh()
-        alive = self._alive if self.first or self._live.dead else index.ALL
+        alive = self._alive if self.first or self._live.dead() else index.ALL
         distances, labels = index.search(coded.index, self.vectors, queries, k, coded.parameters, alive, effort)
         labels[np.isnan(distances)] = -1  # killed meanwhile
         if labels.min() < 0:
@@ -344,7 +346,10 @@ class Tail:
 def _size(dimension: int, capacity: int) -> int:
     columns = [np.float32, np.int64, np.int64, np.uint64, np.uint64]
     size = (
-        room(np.int64, 1) + LiveRows.size(capacity) + room(np.float32, capacity, dimension) + 2 * _Texts.size(capacity)
+        room(np.int64, 1)
+        + room(np.uint8, LiveRows.size(capacity))
+        + room(np.float32, capacity, dimension)
+        + 2 * _Texts.size(capacity)
     )
     return size + Codes.size(dimension, capacity) + sum(room(kind, capacity) for kind in columns)
 
