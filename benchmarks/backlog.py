@@ -10,26 +10,19 @@ import argparse
 import math
 import os
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-from confluent_kafka import Producer
 
 from benchmarks import machine, sift
 from benchmarks.client import SearchClient, connected
+from benchmarks.deployment import Deployment, Shape
 from cli.local_kafka import LocalKafka
-from cli.ports import free_port
-from tidemark import service
 from tidemark.collection import IndexKind, IndexParameters
-from tidemark.kafka_settings import producer_settings
-from tidemark.settings import load
-from tidemark.topic import Topics
 
 ROWS, DISTINCT = 3_000_000, 2_500_000
 CAPS = 3  # a backlog is so many times its cap
@@ -100,73 +93,47 @@ class Backlog:
         return f"{self.kind}-{self.rows}-{self.partitions}"
 
     @contextmanager
-    def taken_in(self, data: sift.Sift, kafka: LocalKafka, directory: Path) -> Iterator[tuple[SearchClient, Rates]]:
+    def taken_in(self, data: sift.Sift, kafka: LocalKafka | None = None) -> Iterator[tuple[SearchClient, Rates]]:
         """The rates at which the real services took it in, which still run until the context ends."""
-        directory.mkdir(parents=True)
-        port, path = free_port(), directory / "tidemark.toml"
-        path.write_text(self._configuration(kafka, directory, port))
-        settings = load(path)
-        Topics(settings.kafka).create(self.name, self.partitions)
-        Topics(settings.kafka).create(f"{self.name}.dead-letters", 1)
-        self._produce(Producer({"queue.buffering.max.messages": 1_000_000, **producer_settings(settings.kafka)}), data)
         with ExitStack() as stack:
-            processes = {}
-            for module in ("consumer", "api"):
-                log = stack.enter_context((directory / f"{module}.log").open("wb"))
-                command = service.python(module, "--config", str(path), "--dies-with-parent", str(os.getpid()))
-                processes[module] = subprocess.Popen(command, stdout=log, stderr=log)
-                stack.callback(stop, processes[module])
-            client = connected(port, self.name)
+            shape = Shape(self.name, sift.DIMENSION, "l2", self.partitions, self.kind)
+            deployment = Deployment(stack, shape, kafka)
+            for first in range(0, self.rows, len(data.base)):
+                deployment.produce(data.base[: self.rows - first], first)
+            consumer = deployment.start("consumer", **self._caps())
+            deployment.start("api", **self._caps())
+            client = connected(deployment.port, self.name)
             stack.callback(client.close)
             try:
-                rates = watch(client, self.name, self.rows, processes["consumer"], self.kind)
+                rates = watch(client, self.name, self.rows, consumer, self.kind)
             except RuntimeError as error:
-                logs = [(directory / f"{module}.log").read_text()[-LOG_SHOWN:] for module in processes]
-                raise RuntimeError("\n".join((str(error), *logs))) from None
+                raise RuntimeError(f"{error}\n{deployment.logs()}") from None
             yield client, rates
 
-    def _configuration(self, kafka: LocalKafka, directory: Path, port: int) -> str:
-        unbuilt, tail = (f"{name} = {self.cap}\n" if self.cap else "" for name in ("unbuilt_rows_max", "tail_rows_max"))
-        checkpoint = f"rows = {self.cap // 4}\n" if self.cap else ""
-        return (
-            f'[kafka]\nbootstrap.servers = "{kafka.bootstrap_servers}"\n'
-            f'[checkpoint]\nurl = "{(directory / "checkpoints").as_uri()}"\n{checkpoint}'
-            f'[consumer]\nport = 0\ngroup = "{self.name}"\n{unbuilt}[api]\nport = {port}\n{tail}'
-            f'[collections.{self.name}]\ndimension = {sift.DIMENSION}\nmetric = "l2"\nformat = "raw"\n'
-            f'index = {{ kind = "{self.kind}" }}\n'
-        )
-
-    def _produce(self, producer: Producer, data: sift.Sift) -> None:
-        for row in range(self.rows):
-            while True:
-                try:
-                    producer.produce(self.name, data.base[row % len(data.base)].tobytes(), f"b{row}")
-                    break
-                except BufferError:
-                    producer.poll(0.1)
-            if row % 1_000 == 0:
-                producer.poll(0)
-        producer.flush()
+    def _caps(self) -> dict[str, str]:
+        """Settings of both services."""
+        if self.cap is None:
+            return {}
+        bounds = {
+            "CONSUMER__UNBUILT_ROWS_MAX": self.cap,
+            "API__TAIL_ROWS_MAX": self.cap,
+            "CHECKPOINT__ROWS": self.cap // 4,
+        }
+        return {f"TIDEMARK_{name}": f"{bound}" for name, bound in bounds.items()}
 
 
-def figures(kafka: LocalKafka, directory: Path, cap: int, large: bool) -> dict[str, float]:
+def figures(kafka: LocalKafka, cap: int, large: bool) -> dict[str, float]:
     """The lines of `make bench`; `large`: with the three million rows, which take some minutes."""
     found: dict[str, float] = {}
     for kind in get_args(IndexKind):
         small = Backlog(CAPS * cap, kind, cap)
-        with small.taken_in(sift.load(small.rows), kafka, directory / f"small-{kind}") as (_, rates):
+        with small.taken_in(sift.load(small.rows), kafka) as (_, rates):
             found[f"backlog_{kind}_built_per_s"] = rates.built_per_s
     if large:
-        with Backlog(ROWS).taken_in(sift.load(DISTINCT), kafka, directory / "large") as (_, rates):
+        with Backlog(ROWS).taken_in(sift.load(DISTINCT), kafka) as (_, rates):
             found["backlog_3m_searchable_per_s"] = rates.searchable_per_s
             found["backlog_3m_built_per_s"] = rates.built_per_s
     return found
-
-
-def stop(process: "subprocess.Popen[bytes]") -> None:
-    if process.poll() is None:
-        process.terminate()
-        process.wait(30)
 
 
 def main() -> None:
@@ -179,11 +146,7 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     backlog = Backlog(options.rows, options.kind, options.cap, options.partitions)
     data = sift.load(min(options.rows, DISTINCT))
-    with (
-        tempfile.TemporaryDirectory(prefix="tidemark-backlog-") as path,
-        LocalKafka(Path(path) / "kafka") as kafka,
-        backlog.taken_in(data, kafka, Path(path) / "run") as (client, rates),
-    ):
+    with backlog.taken_in(data) as (client, rates):
         latencies, _ = client.measure(data.queries, 5.0)
     p50, p99 = np.percentile(latencies, (50, 99)).tolist()
     print(f"\n{machine.heading(machine.describe(seed=0))}; seed 0\n")

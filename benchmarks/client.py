@@ -78,8 +78,13 @@ class SearchClient:
         bodies = [json.dumps({"vector": query.tolist(), "k": 10, "include": []}).encode() for query in queries]
         return [self.request(body) for body in bodies]
 
-    def measure(self, queries: NDArray[np.float32], seconds: float) -> tuple[NDArray[np.float64], list[list[str]]]:
-        """Latencies in ms of searches over the queries again and again for a time, and the first round's ids."""
+    def measure(
+        self, queries: NDArray[np.float32], seconds: float, pause_s: float = 0.0
+    ) -> tuple[NDArray[np.float64], list[list[str]]]:
+        """Latencies in ms of searches over the queries again and again for a time, and the first round's ids.
+
+        `pause_s`: between an answer and the next search; no part of a latency.
+        """
         count = len(queries)
         latencies: list[float] = []
         found: list[list[str]] = []
@@ -90,6 +95,8 @@ class SearchClient:
                 found.append([hit["id"] for hit in json.loads(answer)["hits"]])
             if after >= deadline and len(found) >= count:
                 break
+            if pause_s:
+                time.sleep(pause_s)
         return np.array(latencies), found
 
     def _answers(self, requests: Sequence[bytes]) -> Iterator[tuple[float, float, bytes]]:

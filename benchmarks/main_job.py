@@ -12,11 +12,9 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,22 +22,18 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from numpy.typing import NDArray
 
 from benchmarks import backlog, churn, growth, machine, sift, visibility
-from benchmarks.backlog import stop
 from benchmarks.client import SearchClient, connected
 from benchmarks.clients import Clients
+from benchmarks.deployment import Deployment, Shape
 from benchmarks.report import report
-from cli.local_kafka import LocalKafka
 from cli.ports import free_port
 from cli.sample import Encoder, documents
-from tidemark import service
 from tidemark.ann import index
 from tidemark.ann.exact import exact_search, use_one_thread_per_search
 from tidemark.checkpoint import Checkpoints
 from tidemark.collection import IndexParameters
 from tidemark.generation import current
 from tidemark.kafka_settings import consumer_settings, producer_settings
-from tidemark.settings import Settings, load
-from tidemark.topic import Topics
 
 TOPIC = "sift"
 CLIENTS = 8
@@ -47,54 +41,31 @@ VISIBLE_RATE = 5_000
 
 
 class Run:
-    """One run: a broker and a directory of its own, and the figures found so far."""
+    """One run: a deployment of its own, and the figures found so far."""
 
     def __init__(self, rows: int, seconds: float, stack: ExitStack) -> None:
         self.rows, self.seconds = rows, seconds
         self.figures: dict[str, float] = {}
-        self._stack = stack
-        self._directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tidemark-bench-")))
-        self._port = free_port()
         self.data = sift.load(rows)
-        self._kafka = stack.enter_context(LocalKafka(self._directory / "kafka"))
-        self._settings = self._configure()
-        Topics(self._settings.kafka).create(TOPIC, 1)
-        Topics(self._settings.kafka).create(f"{TOPIC}.dead-letters", 1)
-
-    def _configure(self) -> Settings:
-        path = self._directory / "tidemark.toml"
-        path.write_text(
-            f'[kafka]\nbootstrap.servers = "{self._kafka.bootstrap_servers}"\n'
-            f'[checkpoint]\nurl = "{(self._directory / "checkpoints").as_uri()}"\n'
-            f"[consumer]\nport = 0\n[api]\nport = {self._port}\n"
-            f'[collections.sift]\ndimension = {sift.DIMENSION}\nmetric = "l2"\nformat = "raw"\n'
-        )
-        return load(path)
-
-    def start(self, module: str, **settings: str) -> "subprocess.Popen[bytes]":
-        """A service as a child; `settings` are TIDEMARK_* variables, which go before the file."""
-        log = self._stack.enter_context((self._directory / f"{module}.log").open("ab"))
-        command = service.python(module, "--config", str(self._directory / "tidemark.toml"))
-        environment = {**os.environ, **settings}
-        command += ["--dies-with-parent", str(os.getpid())]
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-        self._stack.callback(stop, process)
-        return process
+        self.deployment = Deployment(stack, Shape(TOPIC, sift.DIMENSION, "l2"))
 
     def client(self) -> SearchClient:
-        return SearchClient(self._port, "sift")
+        return self.deployment.client()
+
+    def settle(self) -> None:
+        self.deployment.settle()
 
     # -- the parts, in order -------------------------------------------------------------------------------
 
     def start_empty(self) -> None:
         """A replica that has nothing to serve: what memory is counted from."""
-        api = self.start("api")
-        self._wait_until_ready(self._port).close()
+        api = self.deployment.start("api")
+        self.deployment.ready().close()
         self.figures["empty_private_rss_mb"] = machine.private_rss_mb(api.pid)
-        stop(api)
+        self.deployment.stop(api)
 
     def produce_backlog(self) -> None:
-        producer = Producer({"queue.buffering.max.messages": 1_000_000, **producer_settings(self._settings.kafka)})
+        producer = self.deployment.producer()
         calls = np.empty(self.rows, np.int64)
         for row in range(self.rows):
             value = self.data.base[row].tobytes()
@@ -116,7 +87,7 @@ class Run:
         """The fastest loop of a Python consumer over the same topic: tuned settings, nothing done, best of three."""
         rates = []
         for _ in range(3):
-            consumer = Consumer({**consumer_settings(self._settings.kafka), "group.id": "bare"})
+            consumer = Consumer({**consumer_settings(self.deployment.settings.kafka), "group.id": "bare"})
             consumer.assign([TopicPartition(TOPIC, 0, 0)])
             consumer.consume(1, 10)
             started, done = time.perf_counter(), 1
@@ -128,30 +99,13 @@ class Run:
 
     def index_backlog(self) -> None:
         """From the last answer without any row to all rows searchable, then to all rows in built segments."""
-        self._consumer = self.start("consumer")
-        self._api = self.start("api")
-        client, figures = connected(self._port, "sift"), self.figures
+        self._consumer = self.deployment.start("consumer")
+        self._api = self.deployment.start("api")
+        client, figures = connected(self.deployment.port, "sift"), self.figures
         rates = backlog.watch(client, "sift", self.rows, self._consumer)
         client.close()
         figures["searchable_per_s"], figures["built_per_s"] = rates.searchable_per_s, rates.built_per_s
         figures["searchable_over_consume"] = figures["searchable_per_s"] / figures["bare_consume_per_s"]
-
-    def _wait_until_ready(self, port: int) -> SearchClient:
-        client = connected(port, "sift")
-        while not client.get("/readyz").get("ready"):
-            time.sleep(0.01)
-        return client
-
-    def settle(self) -> None:
-        """Wait until nothing is being built or merged."""
-        client = self.client()
-        still, segments = time.perf_counter(), None
-        while time.perf_counter() - still < 5.0:
-            found = client.get("/collections/sift")["segments"]
-            if found != segments:
-                still, segments = time.perf_counter(), found
-            time.sleep(0.5)
-        client.close()
 
     def search_idle(self) -> None:
         truth = self.data.ground_truth()
@@ -168,9 +122,9 @@ class Run:
     def search_raw(self) -> None:
         """The same segments searched by FAISS calls alone, one thread, one query at a time."""
         use_one_thread_per_search()
-        collection = self._settings.collection("sift")
-        name = current(self._settings.checkpoint_root, "sift")
-        loaded = Checkpoints(self._settings.checkpoint_root, collection, name or "", 0).load()
+        settings = self.deployment.settings
+        collection, name = settings.collection("sift"), current(settings.checkpoint_root, "sift")
+        loaded = Checkpoints(settings.checkpoint_root, collection, name or "", 0).load()
         assert loaded is not None
         latencies = []
         queries = np.ascontiguousarray(self.data.queries)
@@ -193,23 +147,23 @@ class Run:
         defaults, beside the one that all other figures are of, which is idle meanwhile.
         """
         port = free_port()
-        api = self.start("api", TIDEMARK_API__WORKERS="0", TIDEMARK_API__PORT=str(port))
-        self._wait_until_ready(port).close()
+        api = self.deployment.start("api", TIDEMARK_API__WORKERS="0", TIDEMARK_API__PORT=str(port))
+        self.deployment.ready(port).close()
         time.sleep(2.0)  # one worker is ready, the others may not listen yet
         with Clients(CLIENTS, port, "sift", self.rows) as clients:
             clients.start(2.0)  # mapped pages are read for the first time
             clients.wait()
             clients.start(self.seconds)
             found = clients.wait()
-        stop(api)
+        self.deployment.stop(api)
         cores, figures = os.cpu_count() or 1, self.figures
         figures["http_qps_8_clients"] = sum(each.searches / each.seconds for each in found)
         figures["http_8_over_cores"] = figures["http_qps_8_clients"] / (cores * figures["faiss_qps"])
         figures["clients_cpu_share"] = sum(each.cpu_s / each.seconds for each in found) / cores
 
     def search_under_ingest(self) -> None:
-        assert self._kafka.pid is not None
-        machine.give_way(self._kafka.pid)
+        assert self.deployment.kafka.pid is not None
+        machine.give_way(self.deployment.kafka.pid)
         client, figures = self.client(), self.figures
         latencies = self._under_ingest(client, os.sched_getaffinity(0))
         client.close()
@@ -221,14 +175,14 @@ class Run:
         first, *others = sorted(os.sched_getaffinity(0))
         if not others:
             return
-        assert self._kafka.pid is not None
-        machine.keep_to(self._kafka.pid, others)
+        assert self.deployment.kafka.pid is not None
+        machine.keep_to(self.deployment.kafka.pid, others)
         rest = ",".join(map(str, others))
-        stop(self._api)
-        stop(self._consumer)
-        self._consumer = self.start("consumer", TIDEMARK_CONSUMER__CPUS=rest)
-        self._api = self.start("api", TIDEMARK_API__CPUS=str(first), TIDEMARK_API__FOLLOWER_CPUS=rest)
-        client = self._wait_until_ready(self._port)
+        self.deployment.stop(self._api)
+        self.deployment.stop(self._consumer)
+        self._consumer = self.deployment.start("consumer", TIDEMARK_CONSUMER__CPUS=rest)
+        self._api = self.deployment.start("api", TIDEMARK_API__CPUS=str(first), TIDEMARK_API__FOLLOWER_CPUS=rest)
+        client = self.deployment.ready()
         self.settle()
         os.sched_setaffinity(0, {first})  # this thread alone
         client.measure(self.data.queries[:500], 1.0)
@@ -252,16 +206,16 @@ class Run:
         return latencies
 
     def _load(self, rate: int, seconds: float) -> "subprocess.Popen[bytes]":
-        command = [sys.executable, "-m", "benchmarks.load", self._kafka.bootstrap_servers, TOPIC]
+        command = [sys.executable, "-m", "benchmarks.load", self.deployment.kafka.bootstrap_servers, TOPIC]
         command += ["--rate", str(rate), "--seconds", str(seconds), "--rows", str(min(self.rows, 200_000))]
         return subprocess.Popen(command, stdout=subprocess.PIPE)
 
     def visibility(self) -> None:
         """5,000 records a second while one client searches; each is visible when an answer's position has passed it."""
-        producer = Producer(producer_settings(self._settings.kafka))
+        producer = Producer(producer_settings(self.deployment.settings.kafka))
         producer.produce(TOPIC, self.data.base[0].tobytes(), "v0")
         producer.flush()  # connected: what is measured is not the first second of a producer
-        with Clients(1, self._port, "sift", self.rows) as searching:
+        with Clients(1, self.deployment.port, "sift", self.rows) as searching:
             searching.start(self.seconds + 6.0)
             time.sleep(1.0)
             sent, took_s = visibility.send(producer, TOPIC, self.data.base, VISIBLE_RATE, self.seconds)
@@ -273,10 +227,10 @@ class Run:
     def restart(self) -> None:
         """Right after ingestion, while the builder is at work and a checkpoint's rows are read again; then settled."""
         for name in ("ready_after_ingest_s", "ready_s"):
-            stop(self._api)
+            self.deployment.stop(self._api)
             started = time.perf_counter()
-            self._api = self.start("api")
-            client = self._wait_until_ready(self._port)
+            self._api = self.deployment.start("api")
+            client = self.deployment.ready()
             self.figures[name] = time.perf_counter() - started
             if name != "ready_s":
                 self.settle()
@@ -288,10 +242,10 @@ class Run:
 
     def backlogs(self) -> None:
         """Backlogs beyond the caps, on topics of their own; last, because all services of the other parts end."""
-        stop(self._api)
-        stop(self._consumer)
+        self.deployment.stop(self._api)
+        self.deployment.stop(self._consumer)
         large = self.rows >= 1_000_000
-        self.figures |= backlog.figures(self._kafka, self._directory / "backlogs", min(30_000, self.rows // 10), large)
+        self.figures |= backlog.figures(self.deployment.kafka, min(30_000, self.rows // 10), large)
 
 
 def recall_of_text() -> float:

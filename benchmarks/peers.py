@@ -123,9 +123,9 @@ class Tidemark:
     def __init__(self, stack: ExitStack, place: Place) -> None:
         self._run = Run(place.rows, 0.0, stack)
         self._rows = place.rows
-        self.address = self._run._kafka.bootstrap_servers
-        self._run.start("consumer")
-        self._run.start("api")
+        self.address = self._run.deployment.kafka.bootstrap_servers
+        self._run.deployment.start("consumer")
+        self._run.deployment.start("api")
         self._client = wait_for(self._ready, "Tidemark's api")
         stack.callback(self._client.close)
         self._effort = 1.0
