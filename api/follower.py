@@ -211,12 +211,13 @@ class Follower:
             if not messages:
                 return
         fetched_at = time.time()
-        batch, bad = decode(messages, self.collection)
+        batch, bad = decode({followed.partition[1]: messages}, self.collection)
         followed.bad_records += len(bad)  # the consumer writes the dead letters
         view.apply(batch)
         self._two_partitions.offer(followed.partition[1], batch)
         followed.publish()
-        followed.freshness.observe(messages[0].timestamp()[1], batch.newest_timestamp, fetched_at, self.caught_up_once)
+        newest = batch.newest_timestamps[followed.partition[1]]
+        followed.freshness.observe(messages[0].timestamp()[1], newest, fetched_at, self.caught_up_once)
 
     def _give_codes(self) -> None:
         """Have the rows in memory coded, some at a time, on a side thread: training takes 0.2 s."""

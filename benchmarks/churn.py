@@ -113,7 +113,7 @@ class Run:
         for first in range(0, len(records), BATCH):
             batch = records[first : first + BATCH]
             messages: list[Any] = [self._message(id_, row) for id_, row in batch]
-            self.owned.view.apply(decode(messages, COLLECTION)[0])
+            self.owned.view.apply(decode({0: messages}, COLLECTION)[0])
             self.owned.last_record_at = time.monotonic()
             if self.owned.checkpoint_due(0.0, float("inf"), 65_536):
                 self.owned.checkpoint()

@@ -75,7 +75,7 @@ def messages(data: sift.Sift, rows: Sequence[int], first_offset: int) -> list[An
 def timed(view: View, batch: Sequence[Any]) -> NDArray[np.float64]:
     """Seconds to decode a batch, and to apply it."""
     before = time.perf_counter()
-    decoded = decode(batch, COLLECTION)[0]
+    decoded = decode({0: batch}, COLLECTION)[0]
     between = time.perf_counter()
     view.apply(decoded)
     return np.array([between - before, time.perf_counter() - between])

@@ -250,7 +250,7 @@ class Indexer:
             messages = [message for message in messages if message.offset() >= owned.view.position]
         if not messages:
             return
-        batch, bad = decode(messages, owned.collection)
+        batch, bad = decode({owned.partition[1]: messages}, owned.collection)
         for record in bad:
             owned.bad[record.reason] = owned.bad.get(record.reason, 0) + 1
             self._dead_letters.send(record, owned.partition, owned.collection.dead_letters)

@@ -178,7 +178,7 @@ class Replay:
         for partition, messages in fetched.messages.items():
             owned = self._owned[partition]
             owned.check_age()
-            batch, bad = decode(messages, self._collection)
+            batch, bad = decode({partition[1]: messages}, self._collection)
             for record in bad:
                 owned.bad[record.reason] = owned.bad.get(record.reason, 0) + 1
                 if (record.message.offset() or 0) >= self._read_before.get(partition, 0):

@@ -38,7 +38,7 @@ def make(root: Path) -> View:
             for n, (id_, vector) in enumerate(zip(ids, part, strict=True))
         ]
         messages += [delete(first + ROWS + n, ids[7 * n + 1]) for n in range(5)]
-        view.apply(decode(messages, COLLECTION)[0])
+        view.apply(decode({0: messages}, COLLECTION)[0])
         rows = view.unsaved_rows()
         assert rows is not None
         directory = checkpoints.new_segment_directory()

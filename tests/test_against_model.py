@@ -108,7 +108,7 @@ class TwoViews(RuleBasedStateMachine):
 
     def _leader_applies(self) -> None:
         if new := self._between(self.leader.position, self.offset):
-            self.leader.apply(decode(new, COLLECTION)[0])
+            self.leader.apply(decode({0: new}, COLLECTION)[0])
 
     @rule(numbers=st.lists(st.integers(0, IDS - 1), min_size=1, max_size=12), salt=st.integers(0, 50))
     def upserts(self, numbers: list[int], salt: int) -> None:
@@ -207,7 +207,7 @@ class TwoViews(RuleBasedStateMachine):
     @rule(records=st.integers(1, 150))
     def follower_applies(self, records: int) -> None:
         if new := self._between(self.follower.position, self.offset)[:records]:
-            self.follower.apply(decode(new, COLLECTION)[0])
+            self.follower.apply(decode({0: new}, COLLECTION)[0])
 
     @rule(back=st.integers(0, 2))
     def follower_follows(self, back: int) -> None:

@@ -59,10 +59,10 @@ class PlainMessage:
 def test_every_record_becomes_a_row_a_delete_or_a_bad_record(generator: Random, count: int) -> None:
     cases = [any_case(generator) for _ in range(count)]
     collection = Collection(name="c", topic="t", dimension=DIMENSION, metric="l2")
-    batch, bad = decode([PlainMessage(at, case.record) for at, case in enumerate(cases)], collection)
+    batch, bad = decode({0: [PlainMessage(at, case.record) for at, case in enumerate(cases)]}, collection)
     wanted = outcome(cases)
     assert {record.message.offset() for record in bad} == wanted.bad.keys()
-    assert batch.position == count
+    assert batch.positions == {0: count}
     found = zip(batch.ids, batch.vectors, batch.metadata, strict=True)
     assert {id_: (vector.tobytes(), metadata) for id_, vector, metadata in found} == wanted.rows
     for record in bad:
@@ -89,7 +89,7 @@ def test_unreadable_headers_matter_only_where_they_decide_something(format_: str
     raw, text = np.ones(1, "<f4").tobytes(), b'{"vector": [1]}'
     records = [(b"a", None), (b"b", text if format_ == "json" else raw), (b"", raw)]
     messages = [PlainMessage(at, RawRecord(key, value, UNREADABLE)) for at, (key, value) in enumerate(records)]
-    batch, bad = decode(messages, collection)
+    batch, bad = decode({0: messages}, collection)
     assert batch.deleted_ids == [b"a"]
     assert batch.ids == ([b"b"] if format_ == "json" else [])
     assert {record.reason for record in bad} == ({"no_key"} if format_ == "json" else {"no_key", "decode"})

@@ -32,7 +32,7 @@ def _with_unbuilt_segments(root: Path) -> OwnedPartition:
     for _ in range(2):
         at = view.position
         messages = [upsert(n, b"%d" % n, [n, 1, 2, 3]) for n in range(at, at + 200)]
-        view.apply(decode(messages, COLLECTION)[0])
+        view.apply(decode({0: messages}, COLLECTION)[0])
         owned.checkpoint()
     owned.last_record_at = 0.0
     return owned

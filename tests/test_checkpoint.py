@@ -47,12 +47,12 @@ def _owner(root: Path, grace_s: float = 60.0) -> tuple[Checkpoints, View]:
 def _apply(view: View, count: int) -> None:
     start = view.position
     messages = [upsert(start + i, b"id-%d" % (start + i), [start + i, 1, 2, 3]) for i in range(count)]
-    view.apply(decode(messages, COLLECTION)[0])
+    view.apply(decode({0: messages}, COLLECTION)[0])
 
 
 def _delete(view: View, ids: list[bytes]) -> None:
     messages = [delete(view.position + n, id_) for n, id_ in enumerate(ids)]
-    view.apply(decode(messages, COLLECTION)[0])
+    view.apply(decode({0: messages}, COLLECTION)[0])
 
 
 def test_a_checkpoint_is_read_back_as_it_was(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def _apply(view: View, count: int) -> None:
     messages = [
         delete(n, b"%d" % (n // 2)) if n % 3 == 2 else upsert(n, b"%d" % n, [n, 1, 2, 3]) for n in range(at, at + count)
     ]
-    view.apply(decode(messages, COLLECTION)[0])
+    view.apply(decode({0: messages}, COLLECTION)[0])
 
 
 def _state(root: Path) -> tuple[int, int]:

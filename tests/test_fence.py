@@ -66,7 +66,7 @@ class Writer:
         messages = [
             delete(n, b"id-%d" % (n // 2)) if n % 3 == 2 else upsert(n, b"id-%d" % n, [n, 1, 2, 3]) for n in offsets
         ]
-        self.view.apply(decode(messages, COLLECTION)[0])
+        self.view.apply(decode({0: messages}, COLLECTION)[0])
         return self
 
     def publish(self) -> "Writer":

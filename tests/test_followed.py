@@ -58,7 +58,7 @@ class Both:
             self.end += 1
         self.messages += messages
         for view in (self.owner, self.followed.view):
-            view.apply(decode(messages, COLLECTION)[0])
+            view.apply(decode({0: messages}, COLLECTION)[0])
 
     def publish(self, caught_up_ms: int = 1) -> None:
         self.checkpoints.publish(self.owner, caught_up_ms)
@@ -142,7 +142,7 @@ def test_a_directory_that_was_begun_again_is_followed_by_its_content(tmp_path: P
     both.checkpoints = Checkpoints(tmp_path, COLLECTION, "g000001", 0)
     owner = View(COLLECTION, 0)
     assert both.checkpoints.claim(TOPIC, None, 0)
-    owner.apply(decode(both.messages, COLLECTION)[0])
+    owner.apply(decode({0: both.messages}, COLLECTION)[0])
     both.owner = owner
     both.publish()
     assert both.take() == []

@@ -37,7 +37,7 @@ def test_each_partition_whose_rows_drift_gets_another_tail(tmp_path: Path, monke
         for first, vectors in ((0, like), (2_000, unlike)):
             messages = [upsert(first + n, b"%d" % (first + n), vector) for n, vector in enumerate(vectors)]
             for followed in follower.partitions:
-                followed.view.apply(decode(messages, collection)[0])
+                followed.view.apply(decode({0: messages}, collection)[0])
             for _ in follower.partitions:
                 follower._give_codes()
                 if follower._encoding is not None:

@@ -34,7 +34,7 @@ def followed(tmp_path: Path) -> list[Followed]:
     watch, memory = TopicWatch(load(path), COLLECTION), TailMemory(2**30)
     made = [Followed(COLLECTION, tmp_path, "g000001", number, watch, 1_000, memory) for number in range(3)]
     for one in made:
-        one.view.apply(decode([upsert(0, b"a", np.ones(2, np.float32))], COLLECTION)[0])
+        one.view.apply(decode({0: [upsert(0, b"a", np.ones(2, np.float32))]}, COLLECTION)[0])
     return made
 
 

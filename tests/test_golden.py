@@ -34,7 +34,7 @@ def test_a_checkpoint_of_an_earlier_format_is_taken_over_and_goes_on_in_this_one
     view.open(loaded.segments, manifest.position, manifest.leader_epoch, manifest.digest)
     for number in range(4):
         deleted = [delete(view.position + n, b"id-%d" % (200 * n + 50 + number)) for n in range(3)]
-        view.apply(decode(deleted, COLLECTION)[0])
+        view.apply(decode({0: deleted}, COLLECTION)[0])
         assert owner.publish(view, CAUGHT_UP_MS).format == FORMAT
         owner.remove_obsolete()
     again = Checkpoints(tmp_path, COLLECTION, "g000001", 0).load()

@@ -132,14 +132,14 @@ def test_rows_in_memory_keep_their_codes_beside_outliers(metric: Metric, monkeyp
     mirror = ViewMirror(collection, view.place)
     for first in range(0, ROWS, 3_000):
         messages = [upsert(row, b"%d" % row, rows[row]) for row in range(first, first + 3_000)]
-        view.apply(decode(messages, collection)[0])
+        view.apply(decode({0: messages}, collection)[0])
         if work := view.codes_wanted():
             work()
     assert len(view.searcher.tails) == 1
     assert view.searcher.scan_cost == pytest.approx(index.CODES_SCAN_COST * ROWS)
     assert _recall_of(mirror, rows) >= 0.93
     dead = [*long[::2].tolist(), *range(0, ROWS, 7)]
-    view.apply(decode([delete(ROWS + n, b"%d" % row) for n, row in enumerate(dict.fromkeys(dead))], collection)[0])
+    view.apply(decode({0: [delete(ROWS + n, b"%d" % row) for n, row in enumerate(dict.fromkeys(dead))]}, collection)[0])
     assert _recall_of(mirror, rows) >= 0.93
     view.follow([], 4_000, -1, 0)
     assert _recall_of(mirror, rows) >= 0.93

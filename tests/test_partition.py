@@ -39,7 +39,7 @@ def owned(tmp_path: Path) -> OwnedPartition:
 def apply(owned: OwnedPartition, count: int) -> None:
     first = owned.view.position
     messages = [upsert(first + n, b"%d" % (first + n), [first + n, 1, 2, 3]) for n in range(count)]
-    owned.view.apply(decode(messages, COLLECTION)[0])
+    owned.view.apply(decode({0: messages}, COLLECTION)[0])
 
 
 def due(owned: OwnedPartition, now: float) -> bool:
@@ -133,7 +133,7 @@ def test_dead_rows_without_an_index_are_built_away_when_they_hold_reading_back(o
     owned.generation = replace(owned.generation, index=IndexParameters(ann_rows_min=400))
     for first in (0, 300, 600):
         messages = [upsert(first + n, b"%d" % n, [n, 1, 2, 3]) for n in range(300)]
-        owned.view.apply(decode(messages, COLLECTION)[0])
+        owned.view.apply(decode({0: messages}, COLLECTION)[0])
         owned.checkpoint()
     log = LogThatNotes()
     hold_back(owned, log, changed(BOUNDS, unbuilt_rows=800))

@@ -1,6 +1,7 @@
 """Decoding: every bad record has its reason, the last record of an id wins, and nothing a producer writes raises."""
 
 import json
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ def collection(**changes: Any) -> Collection:
 
 
 def decoded(*messages: Message, **changes: Any) -> tuple[Batch, list[BadRecord]]:
-    return decode(messages, collection(**changes))
+    return decode({7: messages}, collection(**changes))
 
 
 def the_bad_one(one: Message, **changes: Any) -> str:
@@ -44,7 +45,7 @@ def the_bad_one(one: Message, **changes: Any) -> str:
     assert bad[0].message is one
     assert bad[0].reason in REASONS
     assert bad[0].detail
-    assert (batch.upserts, batch.deletes, batch.position) == (0, 0, one.offset() + 1)  # type: ignore[operator]
+    assert batch.positions == {7: one.offset() + 1}  # type: ignore[operator]
     return bad[0].reason
 
 
@@ -225,7 +226,7 @@ def test_a_batch_of_the_costliest_bad_values_is_refused() -> None:
         b"A" * most + b"!",
     ]
     batch, bad = decoded(*(message(n, b"%d" % n, costly[n % len(costly)]) for n in range(120)))
-    assert (len(batch.ids), len(bad), batch.position) == (0, 120, 120)
+    assert (len(batch.ids), len(bad), batch.positions) == (0, 120, {7: 120})
 
 
 @pytest.mark.parametrize(
@@ -264,7 +265,7 @@ def test_each_non_finite_row_is_found_among_good_ones_in_any_place() -> None:
         vectors[hurt, rng.integers(dimension, size=20)] = rng.choice([np.nan, np.inf, -np.inf], 20)
         messages = [message(at, b"%d" % at, vector.tobytes()) for at, vector in enumerate(vectors)]
         for metric in ("l2", "cosine"):
-            batch, bad = decode(messages, collection(dimension=dimension, metric=metric))
+            batch, bad = decode({0: messages}, collection(dimension=dimension, metric=metric))
             assert sorted(record.message.offset() for record in bad) == sorted(hurt.tolist())  # type: ignore[type-var]
             assert {record.reason for record in bad} == {"not_finite"}
             assert len(batch.ids) == len(batch.vectors) == 50
@@ -273,7 +274,8 @@ def test_each_non_finite_row_is_found_among_good_ones_in_any_place() -> None:
 def test_a_null_value_is_a_delete() -> None:
     batch, bad = decoded(delete(5, b"a"), upsert(6, b"b", [1, 2, 3]), delete(9, b"c"))
     assert (batch.ids, batch.deleted_ids, bad) == ([b"b"], [b"a", b"c"], [])
-    assert (batch.position, batch.upserts, batch.deletes) == (10, 1, 2)
+    assert batch.positions == {7: 10}
+    assert (batch.partitions.tolist(), batch.deleted_partitions.tolist()) == ([7], [7, 7])
     assert batch.offsets.tolist() == [6]
     assert len(batch.deleted_hashes) == 2
 
@@ -281,7 +283,7 @@ def test_a_null_value_is_a_delete() -> None:
 @pytest.mark.parametrize("last", [delete(9, b"z"), message(9, None, GOOD)])
 def test_a_batch_without_upserts_still_has_the_next_position(last: Message) -> None:
     batch, _ = decoded(delete(8, b"a"), last, metric="cosine")
-    assert batch.position == 10
+    assert batch.positions == {7: 10}
     assert batch.vectors.shape == (0, 3)
     assert batch.digests.shape == batch.offsets.shape == (0,)
 
@@ -302,7 +304,6 @@ def test_the_last_record_of_an_id_in_a_batch_wins() -> None:
     assert batch.timestamps.tolist() == [1_003, 1_006]
     assert batch.metadata == [b'{"n":3}', None]
     assert batch.deleted_ids == [b"b"]
-    assert (batch.upserts, batch.deletes) == (4, 2)
 
 
 @pytest.mark.parametrize("bad_value", [b"short", raw_bytes([1, NAN, 1]), b'{"vector": [1]}'])
@@ -312,7 +313,7 @@ def test_a_bad_later_record_leaves_the_earlier_good_one(bad_value: bytes) -> Non
     )
     assert (batch.ids, batch.offsets.tolist(), batch.deleted_ids) == ([b"a"], [1], [b"b"])
     assert [record.message.offset() for record in bad] == [3, 4]
-    assert (batch.upserts, batch.deletes, batch.position) == (1, 1, 5)
+    assert batch.positions == {7: 5}
 
 
 def test_a_bad_earlier_record_does_not_hide_the_later_good_one() -> None:
@@ -490,8 +491,9 @@ def test_decoding_never_raises_for_what_a_producer_wrote(
 ) -> None:
     messages = [message(at, *record) for at, record in enumerate(records)]
     batch, bad = decoded(*messages, format=format_, id_format=id_format, metric=metric)
-    assert batch.upserts + batch.deletes + len(bad) == len(messages)
-    assert batch.position == len(messages)
+    refused = {record.message.offset() for record in bad}
+    assert {key for at, (key, *_) in enumerate(records) if at not in refused} == {*batch.ids, *batch.deleted_ids}
+    assert batch.positions == {7: len(messages)}
     assert len({*batch.ids, *batch.deleted_ids}) == len(batch.ids) + len(batch.deleted_ids)
     columns = (batch.hashes, batch.vectors, batch.offsets, batch.timestamps, batch.metadata, batch.digests)
     assert {len(column) for column in columns} == {len(batch.ids)}
@@ -499,12 +501,53 @@ def test_decoding_never_raises_for_what_a_producer_wrote(
     assert (np.diff(batch.offsets) > 0).all()
 
 
+RECORDS = st.tuples(st.sampled_from([0, 3, 2**31 - 1]), KEYS, VALUES, HEADERS)
+
+
+@given(st.lists(RECORDS, min_size=1, max_size=14), st.sampled_from(["raw", "json", "auto"]))
+def test_several_partitions_are_decoded_together_as_each_by_itself(
+    records: list[tuple[int, bytes | None, bytes | None, Headers | None]], format_: str
+) -> None:
+    runs: dict[int, list[Message]] = {8: []}
+    for at, (partition, *rest) in enumerate(records):
+        runs.setdefault(partition, []).append(message(at, *rest))
+    many, bad = decode(runs, collection(format=format_))
+    alone = [decode({number: run}, collection(format=format_)) for number, run in runs.items() if run]
+    batches = [batch for batch, _ in alone]
+    for name in ("ids", "metadata", "deleted_ids"):
+        assert getattr(many, name) == list(chain.from_iterable(getattr(one, name) for one in batches))
+    columns = ("partitions", "hashes", "vectors", "offsets", "timestamps", "digests", "deleted_partitions")
+    for name in (*columns, "deleted_hashes"):
+        expected = np.concatenate([getattr(one, name) for one in batches])
+        assert getattr(many, name).tobytes() == expected.tobytes()
+        assert getattr(many, name).dtype == expected.dtype
+    for name in ("positions", "leader_epochs", "newest_timestamps"):
+        assert getattr(many, name) == {n: v for one in batches for n, v in getattr(one, name).items()}
+    found = {(record.message.offset(), record.reason) for record in bad}
+    assert found == {(record.message.offset(), record.reason) for _, some in alone for record in some}
+
+
+def test_an_id_in_two_partitions_is_two_rows_and_each_partition_has_its_own_end() -> None:
+    runs = {
+        2: [upsert(1, b"a", [1, 1, 1]), upsert(5, b"a", [5, 5, 5])],
+        0: [upsert(3, b"a", [3, 3, 3]), delete(9, b"b")],
+        1: [upsert(4, b"b", [4, 4, 4]), message(6, b"a", None, leader_epoch=4)],
+    }
+    batch, bad = decode(runs, collection())
+    assert (batch.ids, batch.partitions.tolist(), batch.offsets.tolist()) == ([b"a", b"a", b"b"], [2, 0, 1], [5, 3, 4])
+    assert batch.vectors[:, 0].tolist() == [5, 3, 4]
+    assert (batch.deleted_ids, batch.deleted_partitions.tolist(), bad) == ([b"b", b"a"], [0, 1], [])
+    assert batch.positions == {2: 6, 0: 10, 1: 7}
+    assert batch.leader_epochs == {2: 0, 0: 0, 1: 4}
+    assert batch.newest_timestamps == {2: 1_005, 0: 1_009, 1: 1_006}
+
+
 @pytest.mark.parametrize("metric", ["cosine", "l2", "ip"])
 @pytest.mark.parametrize("number", [0.0, 1.0, 1e-30, 4e17, 6e17, 3e38, float("inf"), float("nan")])
 def test_what_a_producer_checks_is_what_the_consumer_refuses(metric: Metric, number: float) -> None:
     collection = Collection(name="c", topic="t", dimension=4, metric=metric)
     vectors = np.array([[1, 2, 3, 4], [number] * 4], np.float32)
-    batch, bad = decode([upsert(n, b"%d" % n, vector) for n, vector in enumerate(vectors)], collection)
+    batch, bad = decode({0: [upsert(n, b"%d" % n, vector) for n, vector in enumerate(vectors)]}, collection)
     problem = first_unmeasurable(vectors, metric)
     assert (problem is None) == (bad == [])
     assert len(batch.ids) == (2 if problem is None else 1)

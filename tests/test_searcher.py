@@ -58,7 +58,7 @@ class Writer:
             self.deleted[id_] = self.offset
             messages.append(delete(self.offset, id_))
             self.offset += 1
-        batch, _ = decode(messages, COLLECTION)
+        batch, _ = decode({0: messages}, COLLECTION)
         self.leader.apply(batch)
         self.follower.apply(batch)
 
@@ -211,7 +211,7 @@ def saved_view(directory: Path, ids: int, tail_rows: int = 8) -> View:
 
 
 def apply(view: View, messages: Sequence[Message]) -> None:
-    view.apply(decode(messages, COLLECTION)[0])
+    view.apply(decode({0: messages}, COLLECTION)[0])
 
 
 def save(view: View, directory: Path) -> None:
@@ -252,7 +252,7 @@ def test_of_two_versions_of_an_id_the_newer_is_answered_at_its_own_place() -> No
     view = View(COLLECTION, 0)
     apply(view, [upsert(at, b"%d" % at, [at, 0, 0, 0]) for at in range(3)])
     # What a reader may see in the middle of `apply`: the new row is there, the old one not yet dead.
-    view._append(decode([upsert(3, b"0", [9, 0, 0, 0])], COLLECTION)[0])
+    view._append(decode({0: [upsert(3, b"0", [9, 0, 0, 0])]}, COLLECTION)[0])
     hits = searcher.search([view], ORIGIN, 10).hits[0]
     assert [(hit.id, hit.offset) for hit in hits] == [(b"1", 1), (b"2", 2), (b"0", 3)]
 
@@ -260,7 +260,7 @@ def test_of_two_versions_of_an_id_the_newer_is_answered_at_its_own_place() -> No
 def test_two_versions_of_an_id_in_one_tail_do_not_push_another_out() -> None:
     view = View(COLLECTION, 0)
     apply(view, [upsert(at, b"%d" % at, [at, 0, 0, 0]) for at in range(20)])
-    view._append(decode([upsert(20 + at, b"%d" % at, [0, at, 0, 0]) for at in range(10)], COLLECTION)[0])
+    view._append(decode({0: [upsert(20 + at, b"%d" % at, [0, at, 0, 0]) for at in range(10)]}, COLLECTION)[0])
     hits = searcher.search([view], ORIGIN, 20).hits[0]
     assert sorted(hit.id for hit in hits) == sorted(b"%d" % at for at in range(20))
 

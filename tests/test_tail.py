@@ -27,7 +27,7 @@ def codes_of_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def put(view: View, first: int, vectors: NDArray[np.float32]) -> None:
     messages = [upsert(first + n, b"id-%d" % (first + n), vector) for n, vector in enumerate(vectors)]
-    view.apply(decode(messages, COLLECTION)[0])
+    view.apply(decode({0: messages}, COLLECTION)[0])
 
 
 def encode(view: View) -> None:
@@ -77,7 +77,7 @@ def test_more_codes_are_made_of_new_rows_with_the_codebooks_at_hand() -> None:
 def test_a_row_that_died_before_or_after_its_code_was_made_is_not_answered() -> None:
     view = coded(VECTORS[:3_000])
     gone = [b"id-%d" % row for row in range(0, 3_000, 3)]
-    view.apply(decode([delete(3_000 + n, id_) for n, id_ in enumerate(gone)], COLLECTION)[0])
+    view.apply(decode({0: [delete(3_000 + n, id_) for n, id_ in enumerate(gone)]}, COLLECTION)[0])
     put(view, 4_000, VECTORS[3_000:])
     encode(view)
     assert not {id_ for hits in ids(view, exact=False) for id_ in hits} & set(gone)
@@ -110,7 +110,7 @@ def test_rows_too_many_for_codes_to_tell_apart_are_searched_exactly() -> None:
     collection = Collection(name="c", topic="t", dimension=2, metric="l2")
     vectors = np.random.default_rng(0).normal(size=(40_000, 2)).astype(np.float32)
     view = View(collection, 0, tail_rows=65_536)
-    view.apply(decode([upsert(n, b"%d" % n, vector) for n, vector in enumerate(vectors)], collection)[0])
+    view.apply(decode({0: [upsert(n, b"%d" % n, vector) for n, vector in enumerate(vectors)]}, collection)[0])
     for _ in range(10):
         encode(view)
     assert view.searcher.scan_cost > len(vectors) / 4
@@ -120,7 +120,7 @@ def test_rows_too_many_for_codes_to_tell_apart_are_searched_exactly() -> None:
 def test_a_collection_without_an_index_makes_no_codes() -> None:
     collection = Collection(name="c", topic="t", dimension=DIMENSION, metric="l2", index=IndexParameters(kind="flat"))
     view = View(collection, 0, tail_rows=8_192)
-    view.apply(decode([upsert(n, b"%d" % n, vector) for n, vector in enumerate(VECTORS)], collection)[0])
+    view.apply(decode({0: [upsert(n, b"%d" % n, vector) for n, vector in enumerate(VECTORS)]}, collection)[0])
     encode(view)
     assert view.searcher.scan_cost == ROWS
 
@@ -166,7 +166,7 @@ def test_rows_coded_bit_by_bit_and_passed_over_are_searched_like_an_exact_scan(d
     first = 0
     for stop in (2_100, 3_150, 4_190, 5_000):
         messages = [upsert(n, b"%d" % n, vectors[n]) for n in range(first, stop)]
-        view.apply(decode(messages, collection)[0])
+        view.apply(decode({0: messages}, collection)[0])
         encode(view)
         first = stop
     view.follow([], 1_900, -1, 0)
@@ -182,6 +182,6 @@ def test_of_a_tail_with_codes_whose_rows_are_nearly_all_dead_those_that_live_are
     view = coded()
     kept = {b"id-%d" % row for row in range(0, ROWS, ROWS // left)}
     gone = [id_ for row in range(ROWS) if (id_ := b"id-%d" % row) not in kept]
-    view.apply(decode([delete(ROWS + n, id_) for n, id_ in enumerate(gone)], COLLECTION)[0])
+    view.apply(decode({0: [delete(ROWS + n, id_) for n, id_ in enumerate(gone)]}, COLLECTION)[0])
     assert ids(view, exact=False) == ids(view, exact=True)
     assert all(len(hits) == min(K, left) for hits in ids(view, exact=False))

@@ -62,7 +62,7 @@ class Log:
 
 
 def apply(view: View, messages: Sequence[Message]) -> None:
-    view.apply(decode(messages, view.collection)[0])
+    view.apply(decode({0: messages}, view.collection)[0])
 
 
 class Disk:

@@ -136,6 +136,7 @@ class View(SearchedView):
     def apply(self, batch: Batch) -> None:
         """Make a batch visible to the next search; its records start at or after our position."""
         ids = batch.ids + batch.deleted_ids
+        (position,), (leader_epoch,) = batch.positions.values(), batch.leader_epochs.values()
         start = self.searcher.tails[0].start
         old_recent: list[int] = []
         if not self._recent.keys().isdisjoint(ids):
@@ -144,7 +145,7 @@ class View(SearchedView):
         self._append(batch)
         for id_ in batch.deleted_ids:
             self._recent.pop(id_, None)
-        self._deletes += [(batch.position, id_) for id_ in batch.deleted_ids]
+        self._deletes += [(position, id_) for id_ in batch.deleted_ids]
         self._delete_bytes += _bytes_of(batch.deleted_ids)
         fence()
         self._words[KILLS] += 1  # after the rows are visible, before the first kill: see searcher.py
@@ -152,8 +153,8 @@ class View(SearchedView):
         self._kill(old_recent, old_in_segments)
         if len(batch.digests):
             self.digest = (self.digest + int(batch.digests.sum())) % DIGEST_MODULUS
-        self.leader_epoch = batch.leader_epoch
-        self._change(position=batch.position)
+        self.leader_epoch = leader_epoch
+        self._change(position=position)
 
     def _find(self, hashes: NDArray[np.uint64], ids: list[bytes]) -> list[tuple[Segment, NDArray[np.int64]]]:
         """The live rows of our segments that hold one of the ids.
