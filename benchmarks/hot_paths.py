@@ -178,7 +178,7 @@ def build_path(rows: NDArray[np.float32]) -> dict[str, float]:
     some_rows = rows[: pq.TRAINING_ROWS]
     parts: dict[str, Callable[[], Any]] = {
         "an index": lambda: index.build(rows, "l2", IndexParameters(), seed=0),
-        "codes": lambda: pq.Encoder(made.pq, some_rows).encode(rows),
+        "codes": lambda: pq.Encoder.for_rows_like(made.pq, some_rows).encode(rows),
         "codes by FAISS": lambda: made.pq.compute_codes(rows),
         f"neighbours of {index.CALIBRATION_QUERIES} rows": lambda: nearest_of_many(
             rows, rows[: index.CALIBRATION_QUERIES], 2 * K, "l2"

@@ -103,14 +103,14 @@ def test_outliers_are_few_whatever_the_rows_are_like() -> None:
     heavy, scales = rng.standard_cauchy((20_000, 4)), 10.0 ** rng.uniform(-15, 15, (20_000, 1)) * normal(20_000, 4)
     mostly_equal = np.where(rng.random((20_000, 1)) < 0.5, 0, normal(20_000, 4))
     for rows in (heavy, scales, mostly_equal, np.ones((20_000, 4)), normal(64)):
-        found = Bulk(rows.astype(np.float32), 0).outliers(rows.astype(np.float32))
+        found = Bulk.of(rows.astype(np.float32), 0).outliers(rows.astype(np.float32))
         assert len(found) <= max(16, 0.03 * len(rows))
 
 
 def test_rows_unlike_many_equal_ones_are_outliers() -> None:
     rows = np.ones((6_000, 4), np.float32)
     rows[:10] += normal(10, 4)
-    assert Bulk(rows, 0).outliers(rows).tolist() == list(range(10))
+    assert Bulk.of(rows, 0).outliers(rows).tolist() == list(range(10))
 
 
 @pytest.mark.parametrize("length", [1e-25, 1e-6, 1e6, 1e16])

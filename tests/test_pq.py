@@ -42,7 +42,7 @@ def far_from_the_origin(rng: np.random.Generator) -> NDArray[np.float64]:
 def test_codes_are_nearly_as_good_as_faiss_s(made: Any, scale: float) -> None:
     rows = (scale * made(np.random.default_rng(0))).astype(np.float32)
     quantizer = trained(rows)
-    ours, theirs = Encoder(quantizer, rows).encode(rows), quantizer.compute_codes(rows)
+    ours, theirs = Encoder.for_rows_like(quantizer, rows).encode(rows), quantizer.compute_codes(rows)
     assert error(quantizer, rows, ours) <= 1.03 * error(quantizer, rows, theirs)
 
 
@@ -62,7 +62,7 @@ def test_centroids_that_start_apart_are_better_where_many_rows_are_equal() -> No
 def test_codes_lie_as_faiss_lays_them(dimension: int) -> None:
     rows = embeddings(5_000, dimension, rank=min(8, dimension))
     quantizer = trained(rows)
-    encoder = Encoder(quantizer, rows)
+    encoder = Encoder.for_rows_like(quantizer, rows)
     ours, theirs = encoder.encode(rows), quantizer.compute_codes(rows)
     assert encoder.grid is not None
     assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
@@ -72,11 +72,11 @@ def test_codes_lie_as_faiss_lays_them(dimension: int) -> None:
 def test_equal_rows_have_codes_without_error() -> None:
     rows = np.full((5_000, 4), 7, np.float32)
     quantizer = trained(rows)
-    assert error(quantizer, rows, Encoder(quantizer, rows).encode(rows)) < 1e-6
+    assert error(quantizer, rows, Encoder.for_rows_like(quantizer, rows).encode(rows)) < 1e-6
 
 
 def test_rows_far_beyond_the_codebooks_get_codes_at_the_border() -> None:
     quantizer = trained(embeddings(5_000, 8))
     far = np.array([[1e18] * 8, [-1e18] * 8], np.float32)
-    codes = Encoder(quantizer, embeddings(5_000, 8)).encode(far)
+    codes = Encoder.for_rows_like(quantizer, embeddings(5_000, 8)).encode(far)
     assert error(quantizer, far, codes) == pytest.approx(error(quantizer, far, quantizer.compute_codes(far)), rel=1e-3)

@@ -5,6 +5,7 @@ as long as a process holds it. A document is read whole or not at all, whatever 
 Not `/dev/shm`, which containers cap at 64 MB: anonymous files (memfd), opened through their owner's descriptors.
 """
 
+import contextlib
 import mmap
 import os
 import threading
@@ -64,6 +65,11 @@ class Region:
         edges = [(start, stop)] if first >= last else [(start, first), (last, stop)]
         for one, end in edges:
             self._memory[one:end] = bytes(end - one)
+
+    def take_small_pages(self) -> None:
+        """Take single pages when they are written, also on a machine that prefers huge ones (of 2 MB)."""
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            self._memory.madvise(mmap.MADV_NOHUGEPAGE)
 
     def take(self, dtype: Any, *shape: int) -> NDArray[Any]:
         """The next array of the region, the first one at its first byte.

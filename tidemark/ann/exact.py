@@ -57,6 +57,21 @@ def exact_search_among(
     return distances, labels
 
 
+def rank(
+    vectors: NDArray[np.float32], queries: NDArray[np.float32], numbers: NDArray[np.int64], metric: Metric
+) -> NDArray[np.float32]:
+    """FAISS distances (nq, w) of each query to the rows (nq, w) that are numbered for it; to row -1 infinitely far.
+
+    Only the pages of `vectors` (capacity, dimension) in which those rows lie are read, however many it has.
+    """
+    queries, numbers = np.ascontiguousarray(queries), np.ascontiguousarray(numbers)
+    distances = np.empty(numbers.shape, np.float32)
+    by_idx: Any = getattr(faiss, "fvec_L2sqr_by_idx" if metric == "l2" else "fvec_inner_products_by_idx")
+    pointers = [faiss.swig_ptr(each) for each in (distances, queries, vectors, numbers)]
+    by_idx(*pointers, vectors.shape[1], *numbers.shape)
+    return distances
+
+
 def nearest_of_many(
     rows: NDArray[np.float32],
     queries: NDArray[np.float32],

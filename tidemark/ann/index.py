@@ -8,7 +8,7 @@ Knows nothing of ids, dead rows' causes, files' names or Kafka. Used by `segment
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tidemark.ann import hnsw, ivf, pq
 from tidemark.ann.exact import faiss_metric, nearest_of_many, public_distance
 from tidemark.ann.outliers import Bulk
+from tidemark.ann.parameters import SearchParameters as SearchParameters
 from tidemark.collection import IndexKind, IndexParameters, Metric
 from tidemark.errors import CorruptCheckpoint
 
@@ -48,28 +49,6 @@ SHORTFALL_MAX = 0.01
 CODES_TRAINING_ROWS, CODES_LISTS = 2_048, 64
 # A search of 65k rows of 128-d by 4-bit codes in so many lists takes 0.07 ms, an exact one 1.3 ms (AVX2, one thread).
 CODES_SCAN_COST = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class SearchParameters:
-    """How a built index is searched to reach its recall target; found by calibration, kept in the manifest.
-
-    ivfpq: `effort` is the number of lists that a row of the segment typically probes. A query probes those whose
-    centroid is at most `1 + reach` times as far as its third nearest centroid, within bounds; with `reach` 0,
-    as earlier versions wrote, just the `effort` nearest.
-    `k_factor` times k candidates are ranked exactly. hnsw: `effort` is efSearch.
-    `recall` is recall@10 as measured on some of its rows when the segment was built.
-    """
-
-    effort: int = 0
-    k_factor: int = 1
-    recall: float = 1.0
-    reach: float = 0.0
-
-    def scaled(self, factor: float) -> "SearchParameters":
-        if factor == 1.0:
-            return self
-        return replace(self, effort=max(1, math.ceil(self.effort * factor)), reach=self.reach * factor)
 
 
 NO_ROWS: NDArray[np.int64] = np.empty(0, np.int64)
@@ -224,7 +203,7 @@ def build_codes(
 
 
 def _build_hnsw(rows: NDArray[np.float32], metric: Metric, parameters: IndexParameters, seed: int) -> Index:
-    outliers = Bulk(rows, seed).outliers(rows)
+    outliers = Bulk.of(rows, seed).outliers(rows)
     index = faiss.IndexHNSWFlat(rows.shape[1], parameters.m, faiss_metric(metric))
     index.hnsw.efConstruction = parameters.ef_construction
     # One add per segment: each allocates a lock per row.
@@ -234,7 +213,7 @@ def _build_hnsw(rows: NDArray[np.float32], metric: Metric, parameters: IndexPara
 
 def _build_ivfpq(rows: NDArray[np.float32], metric: Metric, lists: int, training: int, seed: int) -> Index:
     count, dimension = rows.shape
-    bulk = Bulk(rows, seed)
+    bulk = Bulk.of(rows, seed)
     outliers = bulk.outliers(rows)
     lists = max(1, min(lists, count // TRAINING_ROWS_PER_CENTROID))
     quantizer = faiss.IndexFlat(dimension, faiss_metric(metric))
@@ -249,7 +228,7 @@ def _build_ivfpq(rows: NDArray[np.float32], metric: Metric, lists: int, training
     training_rows = rows[picked[: pq.TRAINING_ROWS]]
     pq.start_apart(index.pq, training_rows, seed)
     index.train(training_rows)
-    encoder = pq.Encoder(index.pq, training_rows)
+    encoder = pq.Encoder.for_rows_like(index.pq, training_rows)
     ivf.fill(index, rows, encoder.encode(rows), metric, outliers)
     return Index(index, outliers, encoder, bulk)
 

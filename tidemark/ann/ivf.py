@@ -24,26 +24,29 @@ REACH_SHARE = 1 / 16
 # FAISS's fast scan reads codes in blocks of 32 rows, interleaved (André et al., 2017), in this order of rows.
 BLOCK_ROWS = 32
 _ORDER = np.array([0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15])
+# Where in half a block a row of it lies.
+PLACE_IN_BLOCK = np.tile(np.argsort(_ORDER), 2)
 
 
 def train(rows: NDArray[np.float32], lists: int, metric: Metric, seed: int) -> NDArray[np.float32]:
     """Centroids (lists, dimension) of at least as many float32 rows: k-means within the groups of a first k-means."""
     if lists < GROUPED_LISTS_MIN:
-        return _k_means(rows, lists, metric, seed)
+        return k_means(rows, lists, metric, seed)
     groups = math.isqrt(lists)
-    centres = _k_means(rows[:: max(1, len(rows) // (256 * groups))], groups, metric, seed)
+    centres = k_means(rows[:: max(1, len(rows) // (256 * groups))], groups, metric, seed)
     members = list(_members(_nearest(rows, centres, metric), groups))
     counts = _shares(np.array([len(numbers) for numbers in members]), lists)
     trained = [
-        _k_means(rows[numbers], count, metric, seed)
+        k_means(rows[numbers], count, metric, seed)
         for numbers, count in zip(members, counts.tolist(), strict=True)
         if count
     ]
     return np.concatenate(trained)
 
 
-def _k_means(rows: NDArray[np.float32], count: int, metric: Metric, seed: int) -> NDArray[np.float32]:
-    k_means = faiss.Kmeans(
+def k_means(rows: NDArray[np.float32], count: int, metric: Metric, seed: int) -> NDArray[np.float32]:
+    """Centroids (count, dimension) of at least as many float32 rows, by FAISS."""
+    found = faiss.Kmeans(
         rows.shape[1],
         count,
         niter=TRAINING_ITERATIONS,
@@ -52,9 +55,9 @@ def _k_means(rows: NDArray[np.float32], count: int, metric: Metric, seed: int) -
         min_points_per_centroid=1,
         max_points_per_centroid=len(rows),
     )
-    k_means.train(np.ascontiguousarray(rows))
-    assert k_means.centroids is not None
-    return k_means.centroids
+    found.train(np.ascontiguousarray(rows))
+    assert found.centroids is not None
+    return found.centroids
 
 
 def _shares(sizes: NDArray[np.int64], total: int) -> NDArray[np.int64]:
@@ -85,7 +88,7 @@ def assign(rows: NDArray[np.float32], centroids: NDArray[np.float32], metric: Me
     if lists < GROUPED_LISTS_MIN or len(rows) < lists:
         return _nearest(rows, centroids, metric)
     groups = 4 * math.isqrt(lists)
-    centres = _k_means(centroids, groups, metric, seed=0)
+    centres = k_means(centroids, groups, metric, seed=0)
     reach = exact_search(centroids, centres, math.ceil(lists * REACH_SHARE), metric)[1]
     assigned = np.empty(len(rows), np.int64)
     for group, members in enumerate(_members(_nearest(rows, centres, metric), groups)):

@@ -1,9 +1,9 @@
-"""Rows far beyond the others of their segment: an index neither learns from them nor holds them.
+"""Rows far beyond the others of their collection: an index neither learns from them nor holds them.
 
 A single row a thousand times as far out as the others takes centroids for itself and leaves all others in one cell of
 a codebook; under inner product it is the nearest of half of all queries, whichever list they probe. So such rows are
 left to the exact ranking that every search ends with. There are few: at most about `SHARE` of the rows.
-Used by `index.py` and `codes.py`. Knows nothing of lists, codes or files.
+Used by `quantizer.py` and `graph.py`. Knows nothing of lists, codes or files.
 """
 
 import numpy as np
@@ -23,13 +23,21 @@ CENTRE_ROWS = 256
 class Bulk:
     """Where nearly all of some float32 rows (n, dimension) lie: around the median of every dimension."""
 
-    def __init__(self, rows: NDArray[np.float32], seed: int) -> None:
+    def __init__(self, centre: NDArray[np.float32], square_max: float) -> None:
+        """Within `square_max` of `centre` (dimension,), as squared distance."""
+        self.centre, self.square_max = centre, np.float32(square_max)
+
+    @classmethod
+    def of(cls, rows: NDArray[np.float32], seed: int) -> "Bulk":
+        """Of these rows and of those like them."""
         picked = np.random.default_rng(seed + 2).choice(len(rows), min(len(rows), SAMPLE_ROWS), replace=False)
-        self._centre: NDArray[np.float32] = np.median(rows[picked[:CENTRE_ROWS]], axis=0).astype(np.float32)
+        centre: NDArray[np.float32] = np.median(rows[picked[:CENTRE_ROWS]], axis=0).astype(np.float32)
         sample = rows[np.sort(picked)]
         last = max(0, len(sample) - 1 - max(FEW, int(SHARE * len(sample))))
-        self._square_max = np.float32(FAR**2) * np.partition(squares_to(sample, self._centre), last)[last]
+        with np.errstate(over="ignore"):  # then no row is far
+            square_max = np.float32(FAR**2) * np.partition(squares_to(sample, centre), last)[last]
+        return cls(centre, square_max)
 
     def outliers(self, rows: NDArray[np.float32]) -> NDArray[np.int64]:
         """The numbers of the rows far beyond it, ascending."""
-        return np.flatnonzero(squares_to(rows, self._centre) > self._square_max)
+        return np.flatnonzero(squares_to(rows, self.centre) > self.square_max)

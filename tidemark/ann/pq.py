@@ -3,7 +3,7 @@
 A codebook's 16 centroids lie in one or two dimensions. Those are cut into cells, each of which knows the centroid
 nearest to its centre, so a row near the border between two centroids may get the other one: on SIFT the error of
 the codes is 0.5 % larger. Where it would be much larger (rows in narrow clusters, long tails), FAISS makes the
-codes. Used by `index.py`. Knows nothing of lists.
+codes. Used by `quantizer.py`. Knows nothing of lists.
 """
 
 from typing import Any
@@ -55,14 +55,18 @@ def error(quantizer: Any, rows: NDArray[np.float32], codes: NDArray[np.uint8]) -
 
 
 class Encoder:
-    """Makes codes with a trained `faiss.ProductQuantizer` of 4 bits for rows like some of them."""
+    """Makes codes with a trained `faiss.ProductQuantizer` of 4 bits; `grid`: by a grid, where that is as good."""
 
-    def __init__(self, quantizer: Any, some_rows: NDArray[np.float32]) -> None:
-        self._quantizer = quantizer
-        grid = _Grid(quantizer)
-        sample = np.ascontiguousarray(some_rows[:: -(-len(some_rows) // _MEASURED_ROWS)])
+    def __init__(self, quantizer: Any, grid: bool) -> None:
+        self._quantizer, self.grid = quantizer, _Grid(quantizer) if grid else None
+
+    @classmethod
+    def for_rows_like(cls, quantizer: Any, rows: NDArray[np.float32]) -> "Encoder":
+        """With a grid, unless its codes of these rows are much worse than those of FAISS."""
+        found = cls(quantizer, grid=True)
+        sample = np.ascontiguousarray(rows[:: -(-len(rows) // _MEASURED_ROWS)])
         allowed = _ERROR_MAX * error(quantizer, sample, quantizer.compute_codes(sample))
-        self.grid = grid if error(quantizer, sample, grid.encode(sample)) <= allowed else None
+        return found if error(quantizer, sample, found.encode(sample)) <= allowed else cls(quantizer, grid=False)
 
     def encode(self, rows: NDArray[np.float32]) -> NDArray[np.uint8]:
         """The codes (n, code bytes) of float32 rows (n, dimension), two to a byte, as FAISS writes them."""

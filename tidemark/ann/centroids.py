@@ -1,0 +1,214 @@
+"""The centroids of inverted lists: which list a row goes into, and which lists a query probes.
+
+To find a row's list both are grouped first: centroids of the groups nearest to the row are compared with it, a
+sixteenth of all of them in a batch of matrix products. Of one row in fourteen that gives the list of a centroid that
+is not the nearest, but almost (`_GROUPS_PROBED`). Knows nothing of codes or of what is in the lists but how many.
+"""
+
+import math
+from functools import cached_property
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from tidemark.ann import ivf
+from tidemark.ann.exact import exact_search
+from tidemark.ann.parameters import SearchParameters
+from tidemark.collection import Metric
+
+# Reach is counted from the third nearest centroid, which says more of how dense it is around a query than the nearest.
+REACH_FROM = 3
+# The least and the most lists a query probes, over those that a row typically probes.
+LISTS_LEAST, LISTS_MOST = 0.5, 8
+# A list of which less is alive does not tell how far a query is from rows.
+LIVING_LEAST = 0.25
+# So many times as many living rows are probed, and candidates ranked, for a query that lists of dead rows are near to.
+AMID_DEAD_LIVING, AMID_DEAD_CANDIDATES = 8, 4
+# The largest squared distance that float32 holds.
+SQUARE_MAX = float(np.finfo(np.float32).max)
+# Lists to probe come in multiples of this, padded with none: FAISS's parameters are made once for each number.
+LISTS_STEP = 16
+# Below it every row is compared with every centroid.
+GROUPED_LISTS_MIN = 256
+# Groups for the square root of so many times the lists, and those of them that a row's list is looked for in.
+_GROUPS_OF, _GROUPS_PROBED = 4, 4
+# Rows that are assigned at a time: their copies stay in the caches.
+_BLOCK_ROWS = 4_096
+
+
+class Centroids:
+    """Float32 centroids (lists, dimension), not changed any more; any thread may use them."""
+
+    def __init__(self, vectors: NDArray[np.float32], metric: Metric) -> None:
+        self.vectors, self.metric = vectors, metric
+        self.lists, self._dimension = vectors.shape
+        self._pointer = faiss.swig_ptr(vectors)
+        if metric != "l2":
+            self._square_max = float(np.einsum("ij,ij->i", vectors, vectors).max())
+
+    # -- of rows -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _groups(self) -> "_Groups":
+        return _Groups(self.vectors, self.metric)
+
+    def assign(self, rows: NDArray[np.float32]) -> NDArray[np.int64]:
+        """The number of the list (n,) of each row, that of the nearest centroid or of one almost as near."""
+        rows = np.ascontiguousarray(rows)
+        if self.lists < GROUPED_LISTS_MIN:
+            nearest: NDArray[np.int64] = exact_search(self.vectors, rows, 1, self.metric)[1][:, 0]
+            return np.maximum(nearest, 0)  # none where all distances overflow
+        assigned = np.empty(len(rows), np.int64)
+        for first in range(0, len(rows), _BLOCK_ROWS):
+            block = rows[first : first + _BLOCK_ROWS]
+            assigned[first : first + len(block)] = self._groups.assign(block)
+        return assigned
+
+    # -- of queries ----------------------------------------------------------------------------------------
+
+    def _squares_of(self, query: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Squared distances (lists,) of one query to the centroids.
+
+        Of inner products, of a query with length 1: to the centroids as if one more dimension made them equally long
+        (Bachrach et al., 2014), where the nearest is the one with the largest product.
+        """
+        found = np.empty(self.lists, np.float32)
+        pointers = faiss.swig_ptr(found), faiss.swig_ptr(query), self._pointer
+        if self.metric == "l2":
+            faiss.fvec_L2sqr_ny(*pointers, self._dimension, self.lists)  # type: ignore[attr-defined]
+            return found
+        faiss.fvec_inner_products_ny(*pointers, self._dimension, self.lists)  # type: ignore[attr-defined]
+        farthest = np.float32(self._square_max + 1)
+        squares: NDArray[np.float32] = np.maximum(farthest - 2 * found, np.float32(0))
+        return squares
+
+    def _directed(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Under inner product a query's length changes nothing about what is near: 1 for all, but for zero."""
+        if self.metric == "l2":
+            return queries
+        lengths = np.sqrt(np.einsum("ij,ij->i", queries, queries, dtype=np.float64))[:, None]
+        directed: NDArray[np.float32] = (queries / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+        return directed
+
+    def squares(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Squared distances (nq, lists) to the centroids."""
+        return np.stack([self._squares_of(query) for query in self._directed(queries)])
+
+    def within(
+        self,
+        queries: NDArray[np.float32],
+        parameters: SearchParameters,
+        sizes: NDArray[np.int64],
+        living: NDArray[np.int64],
+    ) -> tuple[NDArray[np.int64], bool]:
+        """The lists to probe for each query (nq, width), padded with -1 (see `SearchParameters`).
+
+        How many differs by query, as in SPANN (Chen et al., 2021): few inside a dense region, many for a query far
+        from all rows, whose neighbours lie scattered over lists that are almost equally far. Beside them: whether a
+        query is amid rows that have died, which makes it such a one. Then what is near is told by lists that live, and
+        more candidates are to be ranked, for codes tell them less well apart. `sizes`, `living`: how many rows each
+        list has, and how many of them are alive (lists,).
+        """
+        found, wanted = [], math.ceil(parameters.living * int(living.sum()))
+        dying, amid = living < LIVING_LEAST * sizes, False
+        alive = (~dying & (sizes > 0)).nonzero()[0]
+        for query in self._directed(queries):
+            squares = self._squares_of(query)
+            if len(alive) == self.lists or not len(alive):
+                lists, least = self._reached(squares, parameters), wanted
+            else:
+                lists = alive[self._reached(squares[alive], parameters)]
+                near = (squares <= smallest(squares[alive], min(REACH_FROM, len(alive)) - 1)) & dying
+                least = wanted * AMID_DEAD_LIVING if near.any() else wanted
+                amid |= least > wanted
+                lists = np.concatenate([lists, (dying & (squares <= squares[lists].max())).nonzero()[0]])
+            if wanted and int(living[lists].sum()) < least:
+                lists = _nearest_with(squares, living, least, len(lists))
+            found.append(lists)
+        return padded(found), amid
+
+    def _reached(self, squares: NDArray[np.float32], parameters: SearchParameters) -> NDArray[np.int64]:
+        effort, count = parameters.effort, len(squares)
+        if parameters.reach == 0:
+            return nearest(squares, min(count, effort))
+        least, most = min(count, math.ceil(LISTS_LEAST * effort)), min(count, LISTS_MOST * effort)
+        third = float(smallest(squares, min(REACH_FROM, count) - 1))
+        lists = (squares <= np.float32(min(third * (1 + parameters.reach) ** 2, SQUARE_MAX))).nonzero()[0]
+        if len(lists) < least:
+            return nearest(squares, least)
+        if len(lists) > most:
+            lists = lists[nearest(squares[lists], most)]
+        return lists
+
+    def nearest_lists(self, queries: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+        """The `count` nearest lists of each query (nq, width), padded with -1."""
+        return padded([nearest(squares, min(self.lists, count)) for squares in self.squares(queries)])
+
+
+def padded(found: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Lists of list numbers as one array, padded with -1 to a multiple of `LISTS_STEP`."""
+    width = -(-max(map(len, found)) // LISTS_STEP) * LISTS_STEP
+    lines = np.full((len(found), width), -1, np.int64)
+    for line, lists in zip(lines, found, strict=True):
+        line[: len(lists)] = lists
+    return lines
+
+
+def smallest(numbers: NDArray[np.float32], last: int) -> np.float32:
+    """The number that sorting would put at `last`."""
+    return np.partition(numbers, last)[last]  # type: ignore[no-any-return]
+
+
+def nearest(squares: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """Where the `count` smallest numbers are."""
+    return np.argpartition(squares, count - 1)[:count] if count < len(squares) else np.arange(len(squares))
+
+
+def _nearest_with(
+    squares: NDArray[np.float32], living: NDArray[np.int64], wanted: int, least: int
+) -> NDArray[np.int64]:
+    """The nearest lists, at least `least`, that hold `wanted` living rows, or all lists."""
+    order = np.argsort(squares, kind="stable")
+    count = int(np.searchsorted(np.cumsum(living[order]), wanted)) + 1
+    return order[: max(count, least)]
+
+
+class _Groups:
+    """The centroids, group by group, so that many rows are compared with those of a group at once."""
+
+    def __init__(self, vectors: NDArray[np.float32], metric: Metric) -> None:
+        self._metric = metric
+        count = max(1, math.isqrt(_GROUPS_OF * len(vectors)))
+        self._centres = ivf.k_means(vectors, count, metric, seed=0)
+        self._probed = min(_GROUPS_PROBED, count)
+        group_of = np.maximum(exact_search(self._centres, vectors, 1, metric)[1][:, 0], 0)
+        self._numbers = np.argsort(group_of, kind="stable")
+        self._ends = np.searchsorted(group_of[self._numbers], np.arange(count + 1))
+        # Far from the origin products are larger than the differences of distances by more than float32 holds.
+        self._middle = np.zeros(vectors.shape[1], np.float32)
+        if metric == "l2":
+            self._middle = np.median(vectors, axis=0).astype(np.float32)
+        self._members = members = vectors[self._numbers] - self._middle
+        self._halves = np.zeros(len(vectors), np.float32)
+        if metric == "l2":
+            self._halves = np.einsum("ij,ij->i", members, members) / np.float32(2)
+
+    def assign(self, rows: NDArray[np.float32]) -> NDArray[np.int64]:
+        groups = exact_search(self._centres, rows, self._probed, self._metric)[1]
+        order = np.argsort(groups.astype(np.int16).ravel(), kind="stable")
+        ends = np.searchsorted(groups.ravel()[order], np.arange(len(self._ends)))
+        lines = order // self._probed
+        if self._metric == "l2":
+            rows = rows - self._middle
+        best, at = np.full(groups.size, -np.inf, np.float32), np.zeros(groups.size, np.int64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            for group in np.flatnonzero((np.diff(ends) > 0) & (np.diff(self._ends) > 0)).tolist():
+                pairs, first, end = order[ends[group] : ends[group + 1]], self._ends[group], self._ends[group + 1]
+                scores = rows[lines[ends[group] : ends[group + 1]]] @ self._members[first:end].T
+                scores -= self._halves[first:end]
+                place = scores.argmax(axis=1)
+                at[pairs], best[pairs] = first + place, scores[np.arange(len(pairs)), place]
+        chosen = best.reshape(groups.shape).argmax(axis=1)
+        assigned: NDArray[np.int64] = self._numbers[at.reshape(groups.shape)[np.arange(len(rows)), chosen]]
+        return assigned
