@@ -17,10 +17,11 @@ def message(
     value: bytes | None,
     headers: Headers | None = None,
     leader_epoch: int = 0,
+    partition: int = 0,
 ) -> Message:
     return Message(
         topic="t",
-        partition=0,
+        partition=partition,
         offset=offset,
         key=key,
         value=value,
@@ -34,14 +35,14 @@ def raw_bytes(vector: ArrayLike) -> bytes:
     return np.asarray(vector, np.float64).astype("<f4").tobytes()
 
 
-def upsert(offset: int, key: bytes, vector: ArrayLike, metadata: bytes | None = None) -> Message:
+def upsert(offset: int, key: bytes, vector: ArrayLike, metadata: bytes | None = None, partition: int = 0) -> Message:
     headers: Headers | None = None if metadata is None else [("metadata", metadata)]
-    return message(offset, key, raw_bytes(vector), headers)
+    return message(offset, key, raw_bytes(vector), headers, partition=partition)
 
 
 def upsert_json(offset: int, key: bytes, vector: Sequence[float], **rest: Any) -> Message:
     return message(offset, key, json.dumps({"vector": list(vector), **rest}).encode())
 
 
-def delete(offset: int, key: bytes) -> Message:
-    return message(offset, key, None)
+def delete(offset: int, key: bytes, partition: int = 0) -> Message:
+    return message(offset, key, None, partition=partition)

@@ -38,6 +38,9 @@ class SegmentEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dead_rows: int = 0
     dead_file: str | None = None
     reach: float = 0.0
+    codes_file: str | None = None
+    quantizer: int = 0
+    error: float = 0.0
 
     @property
     def live_rows(self) -> int:

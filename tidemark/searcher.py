@@ -1,30 +1,31 @@
-"""Searching the views of a collection's partitions: k nearest rows, rows by id, pages of rows.
+"""Searching a collection: k nearest rows, rows by id, pages of rows.
 
-Takes no lock and never waits for a writer. The order makes it right: the segments of one snapshot first, the
-tails last and up to their newest row. A kill follows the row that replaces it, so a row found dead in a
-segment has its newer version in a tail by the time the tails are read; while kills happen during the scan of
-the tails, the rows added since are scanned too. The positions reported are the snapshot's: everything
-before them is reflected, something after them may be.
+Never waits for a writer. The order makes it right. A search of the lists looks at rows by their numbers; then come the
+newest rows, which the lists do not have yet. A kill follows the row that replaces it, so a row found dead in the lists
+has its newer version among the newest rows by the time these are looked at. When rows have got other numbers meanwhile
+(`moves`) the lists are searched again. All that is found is ranked by its vectors, at once: they lie in one range of
+addresses. The positions reported were read first: everything before them is reflected, something after them may be.
 """
 
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tidemark.ann.exact import public_distance
-from tidemark.collection import Collection, Metric
+from tidemark.ann.exact import exact_search, exact_search_among, public_distance, rank
+from tidemark.ann.open_lists import Alive
+from tidemark.collection import Collection
 from tidemark.errors import BadQuery
+from tidemark.mirror import Part, Snapshot, ViewMirror
 from tidemark.record import SQUARED_NORM_MAX, hash_ids
-from tidemark.rows import ReadableRows
-from tidemark.segment import Segment
-from tidemark.snapshot import PartitionSearcher, SearchedView
 from tidemark.tail import Tail
 
 K_MAX = 1_000
+# So many rows of a segment without an index are ranked one by one; more are scanned as a block.
+RANKED_MAX = 1_024
+# To ask an exact scan for so many more costs a fifth of it; to copy the rows that live takes as long again.
+DEAD_PASSED_OVER = 1_000
 
 
 class Hit(NamedTuple):
@@ -32,25 +33,25 @@ class Hit(NamedTuple):
 
     id: bytes
     distance: float
-    rows: ReadableRows
+    part: Part
     row: int
     partition: int
 
     @property
     def metadata(self) -> bytes | None:
-        return self.rows.metadata_of(self.row)
+        return self.part.metadata_of(self.row)
 
     @property
     def vector(self) -> NDArray[np.float32]:
-        return self.rows.vector_of(self.row)
+        return self.part.vector_of(self.row)
 
     @property
     def offset(self) -> int:
-        return self.rows.offset_of(self.row)
+        return self.part.offset_of(self.row)
 
     @property
     def timestamp(self) -> int:
-        return self.rows.timestamp_of(self.row)
+        return self.part.timestamp_of(self.row)
 
 
 class Answer(NamedTuple):
@@ -60,11 +61,11 @@ class Answer(NamedTuple):
     positions: dict[int, int]
 
 
-class _Candidates(NamedTuple):
-    rows: ReadableRows
-    partition: int
+class Found(NamedTuple):
+    """Row numbers (nq, w), -1 where there is none, and their FAISS distances, in no order."""
+
     distances: NDArray[np.float32]
-    labels: NDArray[np.int64]
+    numbers: NDArray[np.int64]
 
 
 def prepare_queries(vectors: NDArray[np.float32], collection: Collection) -> NDArray[np.float32]:
@@ -88,136 +89,163 @@ def prepare_queries(vectors: NDArray[np.float32], collection: Collection) -> NDA
     return np.ascontiguousarray(vectors / norms[:, None], dtype=np.float32)
 
 
-def search(
-    views: Sequence[SearchedView], queries: NDArray[np.float32], k: int, effort: float = 1.0, exact: bool = False
-) -> Answer:
-    """The k nearest live rows of each prepared query, over all partitions of one collection."""
-    metric = views[0].collection.metric
+def search(view: ViewMirror, queries: NDArray[np.float32], k: int, effort: float = 1.0, exact: bool = False) -> Answer:
+    """The k nearest live rows of each prepared query (nq, dimension), over all partitions of the view."""
     asked = k
     while True:
-        found: list[_Candidates] = []
-        positions: dict[int, int] = {}
-        for view in views:
-            positions[view.partition], candidates = _search_partition(view, queries, asked, effort, exact)
-            found += candidates
-        hits = [_nearest(found, line, k, metric) for line in range(len(queries))]
+        moves, positions = view.moves, view.positions
+        if exact or view.collection.index.kind == "flat":
+            snapshot, found = _scan_all(view, queries, asked)
+        else:
+            snapshot, found = _search(view, queries, k, effort)
+        if view.moves != moves:
+            continue
+        hits = [_nearest(snapshot, found, line, k, view.collection) for line in range(len(queries))]
         if not any(len(some) < k and _has_more(found, line, asked) for line, some in enumerate(hits)):
             return Answer(hits, positions)
         asked *= 2
 
 
-def _has_more(found: Sequence[_Candidates], line: int, asked: int) -> bool:
+def _has_more(found: Sequence[Found], line: int, asked: int) -> bool:
     """Whether rows were left out although hits are missing: two versions of an id met in one scan."""
-    return any(part.labels.shape[1] >= asked and part.labels[line, asked - 1] >= 0 for part in found)
+    return any(part.numbers.shape[1] >= asked and (part.numbers[line] >= 0).sum() >= asked for part in found)
 
 
-def _search_partition(
-    view: SearchedView, queries: NDArray[np.float32], k: int, effort: float, exact: bool
-) -> tuple[int, list[_Candidates]]:
+def _search(
+    view: ViewMirror, queries: NDArray[np.float32], k: int, effort: float, alive: Alive | None = None
+) -> tuple[Snapshot, list[Found]]:
+    """What the lists, the graphs and the rows that are in neither have to offer."""
+    metric, before = view.collection.metric, view.snapshot()
+    found = []
+    coded, numbers = 0, np.empty((len(queries), 0), np.int64)
+    if before.index is not None:
+        coded = before.index.coded
+        numbers = before.index.candidates(queries, k, alive or view.alive, effort)
+    for segment in before.segments:
+        if segment.has_graph:
+            distances, rows = segment.graph.search(segment.vectors, queries, k, segment.live, effort)
+            found.append(Found(distances, np.where(rows < 0, -1, rows + segment.base)))
+    unindexed = [segment for segment in before.unindexed if segment.row_count > RANKED_MAX]
+    found += [_scan(segment, segment.live.numbers(), queries, k, view) for segment in unindexed]
+    few = [s.base + s.live.numbers() for s in before.unindexed if s.row_count <= RANKED_MAX]
+    snapshot, newest = _newest(view, coded)
+    others = np.concatenate([*few, newest])
+    wide = np.broadcast_to(others, (len(queries), len(others)))
+    numbers = np.concatenate([numbers, wide], axis=1)
+    found.append(Found(rank(view.vectors, queries, numbers, metric), numbers))
+    return snapshot, found
+
+
+def _newest(view: ViewMirror, coded: int) -> tuple[Snapshot, NDArray[np.int64]]:
+    """The numbers of the living rows of the tails that are in no lists yet, and the snapshot with those tails."""
     while True:
-        snapshot = view.searcher
-        found = [
-            _Candidates(segment, view.partition, *segment.search(queries, k, effort, exact))
-            for segment in snapshot.segments
+        kills, snapshot = view.kills, view.snapshot()
+        rows = [
+            np.arange(tail.base + max(0, coded - tail.start), tail.base + tail.row_count)
+            for tail in snapshot.tails
+            if tail.stop > coded
         ]
-        if _search_tails(view, snapshot, queries, k, effort, exact, found):
-            return snapshot.position, found
-
-
-def _search_tails(
-    view: SearchedView,
-    snapshot: PartitionSearcher,
-    queries: NDArray[np.float32],
-    k: int,
-    effort: float,
-    exact: bool,
-    found: list[_Candidates],
-) -> bool:
-    """Scan the tails up to their newest rows; False when rows went from them to a segment not searched."""
-    metric = view.collection.metric
-    scanned: dict[int, int] = {}
-    while True:
-        kills = view.kills
-        newest = view.searcher
-        last = snapshot.tails[-1]
-        if newest.tails[0].start > last.base + last.rows:
-            return False
-        for tail in dict.fromkeys((*snapshot.tails, *newest.tails)):
-            start, stop = scanned.get(tail.base, tail.first), tail.rows
-            if stop > start:
-                scanned[tail.base] = stop
-                parts = tail.search(queries, k, metric, start, stop, effort, exact)
-                found += [_Candidates(tail, view.partition, *part) for part in parts]
+        numbers = np.concatenate(rows) if rows else np.empty(0, np.int64)
+        numbers = numbers[view.live.are_live(numbers)]
         if view.kills == kills:
-            return True
+            return snapshot, numbers
 
 
-def _nearest(found: Sequence[_Candidates], line: int, k: int, metric: Metric) -> list[Hit]:
-    """Merge the candidates of one query: nearest first, each id once, in its newest version."""
+def _scan_all(view: ViewMirror, queries: NDArray[np.float32], k: int) -> tuple[Snapshot, list[Found]]:
+    """The k nearest of each part, of the rows that lived at one moment."""
+    while True:
+        kills, moves, snapshot = view.kills, view.moves, view.snapshot()
+        living = [part.live.numbers() for part in snapshot.parts]
+        if (view.kills, view.moves) == (kills, moves):
+            break
+    parts = [(part, live) for part, live in zip(snapshot.parts, living, strict=True) if len(live)]
+    return snapshot, [_scan(part, live, queries, k, view) for part, live in parts]
+
+
+def _scan(part: Part, live: NDArray[np.int64], queries: NDArray[np.float32], k: int, view: ViewMirror) -> Found:
+    """The k nearest of the rows of a part that live, whose ascending numbers are given."""
+    stop = int(live[-1]) + 1 if len(live) else 0
+    vectors = view.vectors[part.base : part.base + stop]
+    dead, metric = stop - len(live), view.collection.metric
+    if not dead or dead > DEAD_PASSED_OVER:
+        distances, rows = exact_search_among(vectors, live, queries, k, metric)
+    else:
+        distances, rows = exact_search(vectors, queries, k + dead, metric)
+        is_live = np.zeros(stop + 1, np.bool_)
+        is_live[live] = True
+        rows = np.where(is_live[rows], rows, -1)  # the last place, for -1, is not live
+    return Found(distances, np.where(rows < 0, -1, rows + part.base))
+
+
+def _nearest(snapshot: Snapshot, found: Sequence[Found], line: int, k: int, collection: Collection) -> list[Hit]:
+    """Merge what was found for one query: nearest first, each id once, in its newest version."""
     if not found:
         return []
-    distances = public_distance(np.concatenate([part.distances[line] for part in found]), metric)
-    rows = np.concatenate([part.labels[line] for part in found]).tolist()
-    bounds = list(accumulate(part.labels.shape[1] for part in found))
-    hits: dict[bytes, Hit] = {}
-    for position in distances.argsort(kind="stable").tolist():
-        row = rows[position]
-        if row < 0:
+    numbers = np.concatenate([part.numbers[line] for part in found])
+    distances = public_distance(np.concatenate([part.distances[line] for part in found]), collection.metric)
+    there = np.flatnonzero(numbers >= 0)
+    order = there[distances[there].argsort(kind="stable")]
+    hits: dict[tuple[int, bytes], Hit] = {}
+    for at in order.tolist():
+        place = snapshot.part_of(int(numbers[at]))
+        if place is None:  # its part is gone: it was replaced meanwhile
             continue
-        part = found[bisect_right(bounds, position)]
-        hit = Hit(part.rows.id_of(row), float(distances[position]), part.rows, row, part.partition)
-        other = hits.setdefault(hit.id, hit)
-        if other is not hit and other.partition == hit.partition and other.offset < hit.offset:
-            del hits[hit.id]  # the nearer one was the older version; the newer takes its own place
-            hits[hit.id] = hit
+        part, row = place
+        partition = part.partition_of(row)
+        hit = Hit(part.id_of(row), float(distances[at]), part, row, partition)
+        other = hits.setdefault((partition, hit.id), hit)
+        if other is not hit and other.offset < hit.offset:
+            del hits[partition, hit.id]  # the nearer one was the older version; the newer takes its own place
+            hits[partition, hit.id] = hit
         if len(hits) >= k:
             break
     return list(hits.values())
 
 
-def get(views: Sequence[SearchedView], id_: bytes) -> Hit | None:
+def get(view: ViewMirror, id_: bytes) -> Hit | None:
     """The live row of an id, None when there is none."""
-    for view in views:
-        hit = _get_from(view, id_)
-        if hit is not None:
-            return hit
-    return None
-
-
-def _get_from(view: SearchedView, id_: bytes) -> Hit | None:
-    hashes = hash_ids([id_])
+    hash_ = hash_ids([id_])
     while True:
-        kills, snapshot = view.kills, view.searcher
+        kills, moves, snapshot = view.kills, view.moves, view.snapshot()
         for segment in snapshot.segments:
-            rows = segment.find(hashes, [id_])
-            if len(rows):
-                return Hit(id_, 0.0, segment, int(rows[0]), view.partition)
-        found = view.recent_row(id_)
-        if found is not None:
-            return Hit(id_, 0.0, found[0], found[1], view.partition)
-        if view.kills == kills and view.searcher.segments is snapshot.segments:
+            if len(rows := segment.find(hash_, [id_])):
+                return Hit(id_, 0.0, segment, int(rows[0]), segment.partition)
+        for tail in reversed(snapshot.tails):
+            if found := tail.find(hash_[0], id_):
+                return Hit(id_, 0.0, tail, found[-1], tail.partition_of(found[-1]))
+        if (view.kills, view.moves) == (kills, moves):
             return None
 
 
-def scan(views: Sequence[SearchedView], after: tuple[int, int] | None, limit: int) -> Iterator[Hit]:
+def scan(view: ViewMirror, after: tuple[int, int] | None, limit: int) -> Iterator[Hit]:
     """Up to `limit` live rows in the order of (partition, offset), after the given one."""
-    for view in sorted(views, key=lambda view: view.partition):
-        if after is not None and view.partition < after[0]:
+    for partition in sorted(view.snapshot().partitions):
+        if after is not None and partition < after[0]:
             continue
-        start = after[1] + 1 if after is not None and view.partition == after[0] else 0
-        page = _scan_partition(view, start, limit)
+        start = after[1] + 1 if after is not None and partition == after[0] else 0
+        page = _page(view, partition, start, limit)
         limit -= len(page)
         yield from page
+        if limit <= 0:
+            return
 
 
-def _scan_partition(view: SearchedView, start: int, limit: int) -> list[Hit]:
-    snapshot = view.searcher
-    found: list[tuple[int, ReadableRows, int]] = []
-    sources: tuple[Segment | Tail, ...] = (*snapshot.segments, *snapshot.tails)
-    for rows in sources:
-        dead = rows.dead_mask()
-        at = np.flatnonzero((rows.offsets[: len(dead)] >= start) & ~dead)
-        at = at[np.argsort(rows.offsets[at], kind="stable")[:limit]]
-        found += [(int(rows.offsets[row]), rows, int(row)) for row in at]
+def _page(view: ViewMirror, partition: int, start: int, limit: int) -> list[Hit]:
+    while True:
+        kills, moves, snapshot = view.kills, view.moves, view.snapshot()
+        found: list[tuple[int, Part, int]] = []
+        for part in snapshot.parts:
+            rows = _live_of(part, partition)
+            rows = rows[part.offsets[rows] >= start]
+            rows = rows[np.argsort(part.offsets[rows], kind="stable")[:limit]]
+            found += [(int(part.offsets[row]), part, int(row)) for row in rows]
+        if (view.kills, view.moves) == (kills, moves):
+            break
     found.sort(key=lambda entry: entry[0])
-    return [Hit(rows.id_of(row), 0.0, rows, row, view.partition) for _, rows, row in found[:limit]]
+    return [Hit(part.id_of(row), 0.0, part, row, partition) for _, part, row in found[:limit]]
+
+
+def _live_of(part: Part, partition: int) -> NDArray[np.int64]:
+    if isinstance(part, Tail):
+        return part.rows_of(partition)
+    return part.live.numbers() if part.partition == partition else np.empty(0, np.int64)

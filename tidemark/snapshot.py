@@ -1,125 +1,61 @@
-"""What a search sees of one partition: an immutable snapshot, and the words that change between snapshots.
+"""What a view tells other processes of itself: where its rows, bits, lists and positions lie.
 
-`View` (view.py) is the writer's side; `ViewMirror` (mirror.py) is the same view in another process. Between them
-lie two regions of shared memory: words (kills, position) and a document, the structure, which
-names segments and tails. Whoever reads the position before the structure finds everything before it.
+`View` (view.py) writes, `ViewMirror` (mirror.py) reads. Between them lie regions of shared memory: words (counters), a
+position per partition, the bits of the row space, tails, lists, and a document, the structure, which names the parts.
+Values only. Whoever reads a position before the structure finds everything before that position.
 """
 
-from typing import NamedTuple
-
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
-from tidemark.collection import Collection
+from tidemark.ann.lists import Place as ListsPlace
 from tidemark.manifest import SegmentEntry
-from tidemark.record import hash_ids
-from tidemark.segment import Segment
-from tidemark.shared_memory import Region
-from tidemark.tail import Tail, TailPlace
+from tidemark.tail import TailPlace
 
-WORDS = 2
-KILLS, POSITION = range(WORDS)
+WORDS = 8
+# `KILLS` counts the batches that killed rows whose newer versions are visible; `MOVES` how often rows got other
+# numbers: when it has changed during a search of the lists, that search may lack rows.
+KILLS, MOVES = range(2)
+# Positions have a place each, by partition number.
+PARTITIONS_MAX = 2**17
 
 
 class SegmentPlace(msgspec.Struct, frozen=True):
-    """Where another process finds a segment: its files, and the memory that says which rows live."""
+    """Where another process finds a segment, and its rows' numbers from `base` on.
 
+    `indexed`: its living rows are in the lists. Its entry names no files but those that a search opens.
+    """
+
+    partition: int
+    base: int
     directory: str
     entry: SegmentEntry
-    live: str
+    indexed: bool
+
+
+class IndexPlace(msgspec.Struct, frozen=True):
+    """The lists, and the region that holds the quantizer's bytes, which were made by `version` of it (0: locally)."""
+
+    lists: ListsPlace
+    quantizer: str
+    quantizer_bytes: int
+    version: int
 
 
 class Structure(msgspec.Struct, frozen=True):
-    """The segments and tails of a snapshot; `coming` may soon be among the segments and can be opened already."""
+    """The partitions, segments and tails of a view; `coming` may soon be among the segments and can be opened."""
 
+    partitions: list[int]
     segments: list[SegmentPlace]
     tails: list[TailPlace]
     coming: list[SegmentPlace]
+    index: IndexPlace | None
 
 
 class ViewPlace(msgspec.Struct, frozen=True):
-    """Where another process finds a view: its words and its structure."""
+    """Where another process finds a view: names of regions, and how many row numbers there are."""
 
-    partition: int
     words: str
+    positions: str
     structure: str
-
-
-class PartitionSearcher(NamedTuple):
-    """An immutable snapshot: everything below `position` is in it, and nothing of it is ever half there."""
-
-    segments: tuple[Segment, ...]
-    tails: tuple[Tail, ...]
-    position: int
-
-    @property
-    def scan_cost(self) -> float:
-        """What every search scans, in rows compared exactly."""
-        return sum(tail.scan_cost for tail in self.tails) + sum(segment.scan_cost for segment in self.segments)
-
-    @property
-    def recalls(self) -> dict[str, float]:
-        """Of each segment that has an index, its recall@10 as it was measured when it was built."""
-        return {segment.name: segment.entry.recall for segment in self.segments if segment.is_built}
-
-
-class SearchedView:
-    """What is read of a view, whichever process writes it."""
-
-    searcher: PartitionSearcher
-
-    def __init__(self, collection: Collection, partition: int, words: Region) -> None:
-        self.collection = collection
-        self.partition = partition
-        self._words: NDArray[np.int64] = words.take(np.int64, WORDS)
-
-    @property
-    def kills(self) -> int:
-        """How often rows were killed; as long as it stays the same, none was."""
-        return int(self._words[KILLS])
-
-    @property
-    def position(self) -> int:
-        return int(self._words[POSITION])
-
-    @property
-    def live_rows(self) -> int:
-        searcher = self.searcher
-        in_tails = sum(tail.count - tail.dead_rows for tail in searcher.tails)
-        return in_tails + sum(segment.live_count for segment in searcher.segments)
-
-    @property
-    def dead_rows(self) -> int:
-        searcher = self.searcher
-        in_tails = sum(tail.dead_rows for tail in searcher.tails)
-        return in_tails + sum(segment.dead_rows for segment in searcher.segments)
-
-    @property
-    def tail_rows(self) -> int:
-        """Rows in memory, not yet in any checkpoint."""
-        return sum(tail.count for tail in self.searcher.tails)
-
-    @property
-    def unbuilt_rows(self) -> int:
-        """Rows that have not got their index yet: every search scans them all."""
-        searcher = self.searcher
-        flat = sum(segment.rows for segment in searcher.segments if not segment.is_built)
-        return flat + sum(tail.count for tail in searcher.tails)
-
-    @property
-    def built_position(self) -> int:
-        """The offset of the oldest row that no index holds; our position when there is none."""
-        searcher = self.searcher
-        flat = [segment.first_offset for segment in searcher.segments if not segment.is_built and segment.rows]
-        tails = [int(tail.offsets[tail.first]) for tail in searcher.tails if tail.count]
-        return min([*flat, *tails, self.position])
-
-    def recent_row(self, id_: bytes) -> tuple[Tail, int] | None:
-        """The tail and row that hold an id's newest version, None when no tail does."""
-        hash_ = hash_ids([id_])[0]
-        for tail in reversed(self.searcher.tails):
-            row = tail.find(hash_, id_)
-            if row is not None:
-                return tail, row
-        return None
+    alive: str
+    capacity: int

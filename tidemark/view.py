@@ -1,265 +1,413 @@
-"""The view of one partition: what its log says, as rows that can be searched.
+"""The view of a collection, or of some of its partitions: what their logs say, as rows that can be searched.
 
-    apply:   find old rows -> append to the tail (visible) -> kill old rows -> publish the new position
-    seal:    a full tail gets no more rows, a new one takes over
-    save:    all tails become one flat segment on disk (consumer, at a checkpoint)
+    apply:   find old rows -> append to the tail (visible) -> kill old rows -> publish the new positions
+    save:    a partition's rows in the tails become one segment on disk (consumer, at a checkpoint)
     install: a built segment takes the place of the segments it was built from (consumer)
     follow:  the segments of a new manifest take the place of ours (api)
 
-Invariants: one thread calls these; any number search, through `searcher`, which is replaced by one
-assignment and never changed. A new row is visible before the row it replaces is killed, and a position is
-published only after its kills, so a search finds an id's newest version at its position, once.
+A replica has one view of all partitions, a consumer one of each partition that it owns. Rows have numbers in one row
+space (row_space.py), and a bit each that says whether they live.
+Invariants: one thread calls these; any number of processes search, through `mirror.py`. A new row is visible before
+the row it replaces is killed, and a position is published only after its kills, so a search finds an id's newest
+version at its position, once. When rows get other numbers (a segment in a tail's place), the new ones live before
+the old ones die, and `MOVES` is counted between the two.
 Knows nothing of Kafka, manifests or HTTP. Reading is in `searcher.py`.
 """
 
+import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from tidemark import layout
 from tidemark.collection import Collection
+from tidemark.id_index import IdIndex
+from tidemark.live_rows import LiveRows
 from tidemark.record import Batch, hash_ids
+from tidemark.row_space import RowSpace
 from tidemark.rows import Rows, concatenate
 from tidemark.segment import Segment
 from tidemark.shared_memory import Document, Region, fence, room
-from tidemark.snapshot import (
-    KILLS,
-    POSITION,
-    WORDS,
-    PartitionSearcher,
-    SearchedView,
-    SegmentPlace,
-    Structure,
-    ViewPlace,
-)
+from tidemark.snapshot import KILLS, MOVES, PARTITIONS_MAX, WORDS, IndexPlace, SegmentPlace, Structure, ViewPlace
 from tidemark.tail import Tail
 
-# Memory of a tail, taken as it fills: up to 128-d the rows of a checkpoint (131,072) and the batch that ends it, which
-# are written as they lie. Each part of a view costs a search 0.1 ms whatever is in it, so a view that is searched by
-# other processes has fewer and larger tails, in which rows stay until an index holds them.
-TAIL_BYTES, SHARED_TAIL_BYTES = 65 * 2**20, 325 * 2**20
+# Memory of a tail, taken as it fills. A consumer's holds the rows of a checkpoint (131,072 of 128-d) and the batch that
+# ends it, which are written as they lie. A replica's is given back when its rows are in segments, so it is smaller.
+TAIL_BYTES, SHARED_TAIL_BYTES = 65 * 2**20, 16 * 2**20
 TAIL_ROWS_MIN, TAIL_ROWS_MAX = 1_024, 665_600
-# 2,048 rows of 128-d are scanned exactly in 20 to 40 us.
-ENCODED_NUMBERS = 2_048 * 128
-# Rows of a tail that an index holds by now, at which new rows go to another one: it is memory.
-PASSED_OVER_MAX = 131_072
-# When new rows are unlike those that a tail's codes were trained on they are scanned exactly up to this number, and
-# get another tail beyond it.
-DRIFTED_ROWS_MIN = 32_768
+# When fewer of a full tail's rows live, they go to the newest tail, and its memory is given back.
+LIVE_SHARE_MIN = 0.25
 DIGEST_MODULUS = 2**64
 # What CPython takes for a row's entry in the dictionary of recent ids, and for a delete beside its id.
 RECENT_BYTES, DELETE_BYTES = 160, 112
+# A process that opened segments may read them for so long after they were replaced.
+RECLAIMED_AFTER_S = 60.0
+
+# Files of a segment that its directory may lack: a reader is told whether they are there.
+_SEARCHED_FILES = (layout.OUTLIERS,)
+Part = Segment | Tail
 
 
-class View(SearchedView):
-    """One partition of a collection; see the module's docstring for its verbs. `shared`: see `snapshot.py`.
+@dataclass(slots=True)
+class PartitionState:
+    """One partition of a view, as of its position (the next offset to apply); written by the view's thread only.
 
-    `kept_rows_max`: rows of segments without an index that may stay in the tails (see `follow`).
+    `tail_rows`, `tail_bytes`: what no segment holds yet. `segments` are in the order of the log but for merged ones.
     """
 
-    def __init__(
-        self,
-        collection: Collection,
-        partition: int,
-        tail_rows: int | None = None,
-        shared: bool = False,
-        kept_rows_max: int | None = None,
-    ) -> None:
-        self._region = Region(room(np.int64, WORDS), shared)
-        super().__init__(collection, partition, self._region)
-        self._structure = Document() if shared else None
-        self.digest = 0
-        self.leader_epoch = -1
-        tail_bytes = SHARED_TAIL_BYTES if shared else TAIL_BYTES
-        self._tail_rows = tail_rows or min(TAIL_ROWS_MAX, max(TAIL_ROWS_MIN, tail_bytes // collection.row_bytes))
-        self._kept_rows_max = min(self._tail_rows, kept_rows_max or self._tail_rows)
-        self._recent: dict[bytes, int] = {}
-        self._deletes: list[tuple[int, bytes]] = []
-        self._delete_bytes = 0
-        self._checkpoint = 0  # `_deletes` has all that was deleted from this position on
-        self._held_from = 0  # the tails hold all rows applied from this position on
-        self._show(PartitionSearcher((), (self._new_tail(0),), 0))
-
-    @property
-    def place(self) -> ViewPlace:
-        """Where another process finds this view."""
-        assert self._region.name is not None and self._structure is not None
-        return ViewPlace(self.partition, self._region.name, self._structure.name)
+    number: int
+    position: int = 0
+    digest: int = 0
+    leader_epoch: int = -1
+    segments: tuple[Segment, ...] = ()
+    live_rows: int = 0
+    tail_rows: int = 0
+    row_bytes: int = 0
+    delete_bytes: int = 0
+    recent: dict[bytes, int] = field(default_factory=dict)
+    deletes: list[tuple[int, bytes]] = field(default_factory=list)
+    checkpoint: int = 0  # `deletes` has all that was deleted from this position on
+    held_from: int = 0  # the tails hold all living rows that were applied from this position on
 
     @property
     def kept_deletes(self) -> int:
         """Deletes that no checkpoint holds yet: they are kept in memory as rows are."""
-        return len(self._deletes)
+        return len(self.deletes)
 
     @property
     def tail_bytes(self) -> int:
-        """Memory of what no checkpoint (in a follower: no index) holds yet: rows, their ids and metadata, deletes.
+        """Memory of the rows that no segment holds yet, their ids and metadata, and of the deletes."""
+        return self.row_bytes + RECENT_BYTES * self.tail_rows + self.delete_bytes
 
-        Costs microseconds; for the thread that applies. Rows of a tail that are passed over are not counted, though
-        their memory is given back only with their tail.
-        """
-        tails = self.searcher.tails
-        rows = sum(tail.memory_from(tail.first) for tail in tails) + RECENT_BYTES * sum(tail.count for tail in tails)
-        return rows + self._delete_bytes
+    @property
+    def dead_rows(self) -> int:
+        held = sum(segment.row_count for segment in self.segments) + self.tail_rows
+        return max(0, held - self.live_rows)
 
-    def _show(self, searcher: PartitionSearcher) -> None:
-        """Make a snapshot what searches see, here and in other processes: first what is in it, then its position."""
-        before = getattr(self, "searcher", None)
-        self.searcher = searcher
-        if before is None or searcher.segments is not before.segments or searcher.tails is not before.tails:
-            self.announce(())
-        fence()
-        self._words[POSITION] = searcher.position
+    def forget_deletes(self, before: int) -> None:
+        """Those before a position are in a checkpoint now."""
+        self.deletes = [(at, id_) for at, id_ in self.deletes if at > before]
+        self.delete_bytes = _bytes_of([id_ for _, id_ in self.deletes])
 
-    def _change(self, **changes: Any) -> None:
-        self._show(self.searcher._replace(**changes))
 
-    def announce(self, coming: Sequence[Segment]) -> None:
-        """Tell other processes the structure, and segments that they may open already."""
+class View:
+    """See the module's docstring for its verbs. `shared`: other processes search it; `place` says where it is.
+
+    `when_killed` is told of rows of a part (its base, the rows) whose bits were cleared.
+    """
+
+    def __init__(self, collection: Collection, shared: bool = False, tail_rows: int | None = None) -> None:
+        self.collection = collection
+        self.partitions: dict[int, PartitionState] = {}
+        self.tails: tuple[Tail, ...] = ()
+        self.space = RowSpace(collection.dimension, shared)
+        self.index: IndexPlace | None = None
+        self.indexed: frozenset[int] = frozenset()  # bases of the segments whose living rows are in the lists
+        self.when_killed: Callable[[int, NDArray[np.int64]], None] | None = None
+        self._alive = LiveRows(self.space.bitmap, self.space.capacity)
+        self._words_region = Region(room(np.int64, WORDS), shared)
+        self._words: NDArray[np.int64] = self._words_region.take(np.int64, WORDS)
+        self._positions_region = Region(room(np.int64, PARTITIONS_MAX), shared)
+        self._positions: NDArray[np.int64] = self._positions_region.take(np.int64, PARTITIONS_MAX)
+        self._structure = Document() if shared else None
+        self._shared = shared
+        self._coming: Sequence[Segment] = ()
+        self._ids = IdIndex()
+        tail_bytes = SHARED_TAIL_BYTES if shared else TAIL_BYTES
+        self._tail_rows = tail_rows or min(TAIL_ROWS_MAX, max(TAIL_ROWS_MIN, tail_bytes // collection.row_bytes))
+        self._parts: list[Part] = []
+        self._bases: NDArray[np.int64] = np.empty(0, np.int64)
+        self._rows_in_tails_ever = 0
+        self._add_tail()
+
+    @property
+    def segments(self) -> list[Segment]:
+        return [segment for state in self.partitions.values() for segment in state.segments]
+
+    @property
+    def place(self) -> ViewPlace:
+        """Where another process finds this view."""
+        assert self._structure is not None
+        words, positions, alive = self._words_region.name, self._positions_region.name, self.space.name
+        assert words is not None and positions is not None and alive is not None
+        return ViewPlace(words, positions, self._structure.name, alive, self.space.capacity)
+
+    def announce(self, coming: Sequence[Segment] | None = None) -> None:
+        """Tell other processes the structure, and segments that they may open already; None: those told before."""
+        self._coming = self._coming if coming is None else coming
+        self._tell(self.segments)
+
+    def _tell(self, segments: Iterable[Segment]) -> None:
         if self._structure is not None:
             structure = Structure(
-                [_place(segment) for segment in self.searcher.segments],
-                [tail.place for tail in self.searcher.tails],
-                [_place(segment) for segment in coming],
+                partitions=list(self.partitions),
+                segments=[self._place_of(segment) for segment in segments],
+                tails=[tail.place for tail in self.tails],
+                coming=[self._place_of(segment) for segment in self._coming],
+                index=self.index,
             )
             self._structure.write(msgspec.json.encode(structure))
 
-    def _new_tail(self, base: int) -> Tail:
-        return Tail(self.collection.dimension, self._tail_rows, base, self._region.name is not None)
+    def _place_of(self, segment: Segment) -> SegmentPlace:
+        opened = {name: file for name, file in segment.entry.files.items() if name in _SEARCHED_FILES}
+        entry = msgspec.structs.replace(segment.entry, files=opened, dead_file=None, codes_file=None)
+        indexed = segment.base in self.indexed
+        return SegmentPlace(segment.partition, segment.base, str(segment.directory), entry, indexed)
+
+    def prepare(self, segments: Iterable[Segment]) -> None:
+        """Give segments their row numbers, so that they can be announced and indexed; any thread."""
+        for segment in segments:
+            if segment.base < 0:
+                segment.base = self.space.allocate(segment.row_count)
+
+    def forget(self, segments: Iterable[Segment]) -> None:
+        """Segments that were prepared and are not taken after all give their row numbers back."""
+        for segment in segments:
+            if segment.base >= 0 and segment not in self._parts:
+                self.space.free(segment.base)
+                segment.base = -1
 
     # -- apply ---------------------------------------------------------------------------------------------
 
     def apply(self, batch: Batch) -> None:
-        """Make a batch visible to the next search; its records start at or after our position."""
-        ids = batch.ids + batch.deleted_ids
-        (position,), (leader_epoch,) = batch.positions.values(), batch.leader_epochs.values()
-        start = self.searcher.tails[0].start
-        old_recent: list[int] = []
-        if not self._recent.keys().isdisjoint(ids):
-            old_recent = [row for row in map(self._recent.get, ids) if row is not None and row >= start]
-        old_in_segments = self._find(np.concatenate([batch.hashes, batch.deleted_hashes]), ids)
+        """Make a batch visible to the next search; its records start at or after their partitions' positions."""
+        old = np.concatenate([self._old_in_tails(batch), self._old_in_segments(batch)])
         self._append(batch)
-        for id_ in batch.deleted_ids:
-            self._recent.pop(id_, None)
-        self._deletes += [(position, id_) for id_ in batch.deleted_ids]
-        self._delete_bytes += _bytes_of(batch.deleted_ids)
-        fence()
-        self._words[KILLS] += 1  # after the rows are visible, before the first kill: see searcher.py
-        fence()
-        self._kill(old_recent, old_in_segments)
-        if len(batch.digests):
-            self.digest = (self.digest + int(batch.digests.sum())) % DIGEST_MODULUS
-        self.leader_epoch = leader_epoch
-        self._change(position=position)
+        for number, first, stop in _runs(batch.deleted_partitions):
+            self._delete(self.partitions[number], batch.deleted_ids[first:stop], batch.positions[number])
+        self._killing()
+        self._kill(old)
+        for number, position in batch.positions.items():
+            state = self.partitions[number]
+            state.position, state.leader_epoch = position, batch.leader_epochs[number]
+            self._positions[number] = position
 
-    def _find(self, hashes: NDArray[np.uint64], ids: list[bytes]) -> list[tuple[Segment, NDArray[np.int64]]]:
-        """The live rows of our segments that hold one of the ids.
+    def _old_in_tails(self, batch: Batch) -> NDArray[np.int64]:
+        """The numbers of the rows of our tails that hold an id of the batch."""
+        found: list[int] = []
+        for partitions, ids in ((batch.partitions, batch.ids), (batch.deleted_partitions, batch.deleted_ids)):
+            for number, first, stop in _runs(partitions):
+                recent, some = self._state(number).recent, ids[first:stop]
+                if not recent.keys().isdisjoint(some):
+                    found += [row for row in map(recent.get, some) if row is not None]
+        return np.array(found, np.int64)
 
-        Looked up in the order of their hashes: each search goes on where the one before ended, in the same pages.
-        """
-        if not self.searcher.segments:
-            return []
-        order = np.argsort(hashes)
-        hashes, ordered = hashes[order], _Ordered(ids, order)
-        found = ((segment, segment.find(hashes, ordered)) for segment in self.searcher.segments)
-        return [(segment, rows) for segment, rows in found if len(rows)]
+    def _old_in_segments(self, batch: Batch) -> NDArray[np.int64]:
+        """The numbers of the living rows of our segments that hold an id of the batch."""
+        hashes = np.concatenate([batch.hashes, batch.deleted_hashes])
+        partitions = np.concatenate([batch.partitions, batch.deleted_partitions])
+        at, numbers = self._ids.find(hashes)
+        return self._holding(numbers, partitions[at], _Joined(batch.ids, batch.deleted_ids), at)
 
-    def holding(self, ids: list[bytes]) -> set[bytes]:
-        """Those of the ids that live here; for the thread that applies."""
-        if not ids:
-            return set()
-        start = self.searcher.tails[0].start
-        found = {id_ for id_ in ids if self._recent.get(id_, -1) >= start}
-        for segment, rows in self._find(hash_ids(ids), ids):
-            found.update(segment.id_of(row) for row in rows.tolist())
-        return found
+    def _holding(
+        self, numbers: NDArray[np.int64], partitions: NDArray[np.int32], ids: Sequence[bytes], at: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Those of the row numbers that live and really hold the id `ids[at]` of the partition."""
+        living = self._alive.are_live(numbers)
+        numbers, partitions, at = numbers[living], partitions[living], at[living]
+        found: list[int] = []
+        for number, partition, place in zip(numbers.tolist(), partitions.tolist(), at.tolist(), strict=True):
+            part = self._parts[int(np.searchsorted(self._bases, number, side="right")) - 1]
+            row = number - part.base
+            if part.partition_of(row) == partition and part.id_of(row) == ids[place]:
+                found.append(number)
+        return np.array(found, np.int64)
 
-    @property
-    def uncoded(self) -> int:
-        """Rows of the tail that has most of them without codes; few are not worth it."""
-        if self.collection.index.kind == "flat":
-            return 0
-        rows = max(tail.uncoded for tail in self.searcher.tails)
-        return rows if rows >= max(TAIL_ROWS_MIN, ENCODED_NUMBERS // self.collection.dimension) else 0
+    def _state(self, number: int) -> PartitionState:
+        return self.partitions.get(number) or self._meet(number)
 
-    def codes_wanted(self) -> Callable[[], None] | None:
-        """A piece of work, for any thread, that gives codes to rows in memory; None when there is nothing to do.
+    def _meet(self, number: int) -> PartitionState:
+        state = self.partitions[number] = PartitionState(number)
+        return state
 
-        Scans of them then cost a twentieth, for 3 us a row. The work before must have ended.
-        """
-        last = self.searcher.tails[-1]
-        if last.has_drifted and last.rows >= DRIFTED_ROWS_MIN:
-            self._change(tails=(*self.searcher.tails, self._new_tail(last.base + last.rows)))
-        if not self.uncoded:
-            return None
-        tail = max(self.searcher.tails, key=lambda tail: tail.uncoded)
-        return partial(tail.encode, self.collection.metric, self.collection.index.recall_target)
-
-    def advance(self, position: int) -> None:
-        """Move over offsets that hold no records: transaction markers, compacted ends, bad records."""
-        if position > self.position:
-            self._change(position=position)
-            self.leader_epoch = -1  # that of the last record ended before this position, if a leader came in between
-
-    def note_leader_epoch(self, end: int, leader_epoch: int) -> bool:
-        """Take the newest leader epoch of a log that ends where we are, when ours is not known; True when it was so."""
-        if self.leader_epoch >= 0 or end != self.position:
-            return False
-        self.leader_epoch = leader_epoch
-        return leader_epoch >= 0
+    def _delete(self, state: PartitionState, ids: Sequence[bytes], position: int) -> None:
+        for id_ in ids:
+            state.recent.pop(id_, None)
+        state.deletes += [(position, id_) for id_ in ids]
+        state.delete_bytes += _bytes_of(ids)
 
     def _append(self, batch: Batch) -> None:
-        tail = self.searcher.tails[-1]
-        first, count = tail.base + tail.rows, len(batch.ids)
-        done = tail.append(batch, 0)
+        done, count = 0, len(batch.ids)
         while done < count:
-            tail = self._new_tail(first + done)
-            self._change(tails=(*self.searcher.tails, tail))
-            done = tail.append(batch, done)
-        self._recent.update(zip(batch.ids, range(first, first + count), strict=True))
+            tail = self.tails[-1]
+            first = tail.row_count
+            stop = tail.append(batch, done)
+            self._note_appended(batch, tail, first - done, done, stop)
+            done = stop
+            if done < count:
+                self._add_tail()
 
-    def _kill(self, recent: list[int], in_segments: Sequence[tuple[Segment, NDArray[np.int64]]]) -> None:
-        killed = 0
-        if recent:
-            numbers = np.sort(np.array(recent, np.int64))
-            for tail in self.searcher.tails:
-                first, last = np.searchsorted(numbers, (tail.base, tail.base + tail.rows))
-                if last > first:
-                    killed += tail.kill(numbers[first:last] - tail.base)
-        for segment, rows in in_segments:
-            killed += segment.kill(rows)
-        self.digest = (self.digest - killed) % DIGEST_MODULUS
+    def _note_appended(self, batch: Batch, tail: Tail, shift: int, first: int, stop: int) -> None:
+        """Rows [first, stop) of the batch are in the tail, at `shift` more."""
+        for number, start, end in _runs(batch.partitions[first:stop]):
+            start, end = first + start, first + end
+            state = self.partitions[number]
+            base = tail.base + shift
+            state.recent.update(zip(batch.ids[start:end], range(base + start, base + end), strict=True))
+            state.tail_rows += end - start
+            state.live_rows += end - start
+            state.row_bytes += tail.bytes_between(start + shift, end + shift)
+            state.digest = (state.digest + int(batch.digests[start:end].sum())) % DIGEST_MODULUS
+
+    def _killing(self) -> None:
+        """Rows are visible, the ones they replace are about to be killed."""
+        fence()
+        self._words[KILLS] += 1
+        fence()
+
+    def _kill(self, numbers: NDArray[np.int64]) -> None:
+        """Kill rows that were replaced or deleted; their digests are taken from their partitions'."""
+        for part, rows in self._clear(numbers):
+            digests, partitions = part.digests[rows], _partitions_of(part, rows)
+            for number in np.unique(partitions).tolist():
+                gone = digests[partitions == number]
+                state = self.partitions[number]
+                state.live_rows -= len(gone)
+                state.digest = (state.digest - int(gone.sum())) % DIGEST_MODULUS
+
+    def _clear(self, numbers: NDArray[np.int64]) -> list[tuple[Part, NDArray[np.int64]]]:
+        """Clear the bits of rows; they by the parts they lie in."""
+        if not len(numbers):
+            return []
+        numbers = np.sort(numbers)
+        self._alive.kill(numbers)
+        found = [
+            (self._parts[at], numbers[first:stop] - self._parts[at].base)
+            for at, first, stop in _runs(np.searchsorted(self._bases, numbers, side="right") - 1)
+        ]
+        if self.when_killed is not None:
+            for part, rows in found:
+                self.when_killed(part.base, rows)
+        return found
+
+    def holding(self, number: int, ids: Sequence[bytes]) -> set[bytes]:
+        """Those of the ids that live in a partition; for the thread that applies."""
+        if not ids:
+            return set()
+        recent = self.partitions[number].recent
+        found = {id_ for id_ in ids if id_ in recent}
+        at, numbers = self._ids.find(hash_ids(ids))
+        partitions = np.full(len(at), number, np.int32)
+        for row in self._holding(numbers, partitions, ids, at).tolist():
+            part = self._part_of(row)
+            found.add(part.id_of(row - part.base))
+        return found
+
+    def _part_of(self, number: int) -> Part:
+        return self._parts[int(np.searchsorted(self._bases, number, side="right")) - 1]
+
+    def advance(self, number: int, position: int) -> None:
+        """Move over offsets that hold no records: transaction markers, compacted ends, bad records."""
+        state = self.partitions[number]
+        if position > state.position:
+            state.position = position
+            state.leader_epoch = -1  # that of the last record ended before, if a leader came in between
+            self._positions[number] = position
+
+    def note_leader_epoch(self, number: int, end: int, leader_epoch: int) -> bool:
+        """Take the newest leader epoch of a log that ends where we are, when ours is not known; True when it was so."""
+        state = self.partitions[number]
+        if state.leader_epoch >= 0 or end != state.position:
+            return False
+        state.leader_epoch = leader_epoch
+        return leader_epoch >= 0
+
+    # -- tails ---------------------------------------------------------------------------------------------
+
+    def _add_tail(self) -> None:
+        self._drop_tails()
+        base = self.space.allocate(self._tail_rows)
+        start = self.tails[-1].stop if self.tails else 0
+        live = self.space.live(base, self._tail_rows)
+        tail = Tail(self.collection.dimension, self._tail_rows, base, start, live, self._shared)
+        self.tails = (*self.tails, tail)
+        self._set_parts()
+        self.announce()
+
+    def _set_parts(self) -> None:
+        self._parts = sorted((*self.segments, *self.tails), key=lambda part: part.base)
+        self._bases = np.array([part.base for part in self._parts], np.int64)
+
+    def _drop_tails(self) -> None:
+        """Give back the memory of full tails none of whose rows live."""
+        dead = [tail for tail in self.tails[:-1] if not tail.live.live_count]
+        if dead:
+            self.tails = tuple(tail for tail in self.tails if tail not in dead)
+            self._set_parts()
+            for tail in dead:
+                self.space.free(tail.base)
+            self._count_tail_rows()
+
+    def _count_tail_rows(self) -> None:
+        """Count anew which rows only the tails hold: those of tails that are gone, and those in segments, are none."""
+        held_from = np.zeros(max(self.partitions, default=0) + 1, np.int64)
+        for number, state in self.partitions.items():
+            held_from[number], state.tail_rows, state.row_bytes = state.held_from, 0, 0
+        for tail in self.tails:
+            count = tail.row_count
+            partitions = tail.partitions[:count]
+            only_here = tail.offsets[:count] >= held_from[partitions]
+            rows = np.bincount(partitions[only_here], minlength=len(held_from)).tolist()
+            sizes = np.bincount(partitions[only_here], tail.row_bytes(count)[only_here], len(held_from)).tolist()
+            for number, state in self.partitions.items():
+                state.tail_rows += int(rows[number])
+                state.row_bytes += int(sizes[number])
+
+    def move_few(self) -> None:
+        """Move the living rows of full tails that have few to the newest one: their memory is given back.
+
+        Costs at most 10 ms a tail; for the thread that applies, when segments have taken rows over, or a tail is full.
+        """
+        for tail in self.tails[:-1]:
+            if tail.live.live_count < LIVE_SHARE_MIN * tail.row_count:
+                self._move(tail)
+        self._drop_tails()
+
+    def _move(self, tail: Tail) -> None:
+        rows = tail.live.numbers()
+        at, done = tail.batch(rows), 0
+        while done < len(rows):
+            newest = self.tails[-1]
+            first = newest.row_count
+            stop = newest.append(at, done)
+            for number, start, end in _runs(at.partitions[done:stop]):
+                numbers = range(newest.base + first + start, newest.base + first + end)
+                self.partitions[number].recent.update(zip(at.ids[done + start : done + end], numbers, strict=True))
+            done = stop
+            if done < len(rows):
+                self._add_tail()
+        self._killing()
+        self._clear(tail.base + rows)
 
     # -- save and install (the consumer) -------------------------------------------------------------------
 
-    def unsaved_rows(self) -> Rows | None:
-        """The live rows of all tails, None when there are none."""
-        if not self._recent:
-            return None
-        return concatenate([tail.live_part() for tail in self.searcher.tails])
+    def unsaved_rows(self, number: int) -> Rows | None:
+        """The live rows of a partition that no segment holds, None when there are none."""
+        parts = [tail.columns(rows) for tail in self.tails if len(rows := tail.rows_of(number))]
+        return concatenate(parts) if parts else None
 
-    def saved(self, segment: Segment | None) -> None:
-        """The rows of `unsaved_rows` are on disk as this segment; an empty tail takes over."""
-        end = self.searcher.tails[-1].base + self.searcher.tails[-1].rows
-        segments = self.searcher.segments if segment is None else (*self.searcher.segments, segment)
-        self._change(segments=segments, tails=(self._new_tail(end),))
-        self._recent = {}
-        self._deletes, self._delete_bytes = [], 0
-        self._checkpoint = self._held_from = self.position
+    def saved(self, number: int, segment: Segment | None) -> None:
+        """The rows of `unsaved_rows` are on disk as this segment."""
+        state = self.partitions[number]
+        segments = state.segments if segment is None else (*state.segments, segment)
+        self._replace(state, segments, held_from=state.position)
+        state.checkpoint = state.position
+        state.forget_deletes(before=state.position)
 
     def install(
-        self, built: Segment | None, inputs: Sequence[str], dead_when_read: dict[str, NDArray[np.bool_]]
+        self, number: int, built: Segment | None, inputs: Sequence[str], dead_when_read: dict[str, NDArray[np.bool_]]
     ) -> None:
         """Put a built segment (None: no row was left) in the place of its inputs, in their first one's place.
 
         `dead_when_read` has, per input, the rows the builder left out; rows that died since are killed here.
         """
-        first_row = 0
-        held = {segment.name: segment for segment in self.searcher.segments}
+        state, first_row = self.partitions[number], 0
+        held = {segment.name: segment for segment in state.segments}
         for name in inputs:
             kept = ~dead_when_read[name]
             died_since = held[name].dead_mask()[kept]
@@ -267,104 +415,179 @@ class View(SearchedView):
                 built.kill(first_row + np.flatnonzero(died_since))
             first_row += int(kept.sum())
         segments: list[Segment] = []
-        for segment in self.searcher.segments:
+        for segment in state.segments:
             if segment.name not in inputs:
                 segments.append(segment)
             elif built is not None and built not in segments:
                 segments.append(built)
-        self._change(segments=tuple(segments))
+        self._replace(state, segments, state.held_from)
+
+    def _replace(self, state: PartitionState, segments: Sequence[Segment], held_from: int) -> None:
+        """Search these segments in the place of the partition's, and of its rows in tails before `held_from`.
+
+        Readers are told of the new ones, which then live, before `MOVES` is counted, and only then the old ones die.
+        """
+        old = [segment for segment in state.segments if segment not in segments]
+        new = [segment for segment in segments if segment not in state.segments]
+        self.prepare(new)
+        state.segments = (*old, *segments)
+        self._set_parts()
+        self.announce()
+        fence()
+        for segment in new:
+            live = self.space.live(segment.base, segment.row_count)
+            live.set_all_but(segment.dead_mask())
+            segment.live = live
+            self._ids.add(segment.sorted_hashes, segment.sorted_rows, segment.base)
+        fence()
+        self._words[MOVES] += 1
+        fence()
+        moved = [tail.base + tail.rows_of(state.number) for tail in self.tails]
+        moved = [n[tail.offsets[n - tail.base] < held_from] for n, tail in zip(moved, self.tails, strict=True)]
+        dead = [segment.base + segment.live.numbers() for segment in old]
+        self._clear(np.concatenate([*moved, *dead]))
+        state.segments, state.held_from = tuple(segments), held_from
+        self._after_replacing(state, old)
+
+    def _after_replacing(self, state: PartitionState, old: Sequence[Segment]) -> None:
+        self._set_parts()
+        for segment in old:
+            self.space.free(segment.base)
+        numbers = np.fromiter(state.recent.values(), np.int64, len(state.recent))
+        living = self._alive.are_live(numbers)
+        if not living.all():
+            kept = zip(state.recent.items(), living.tolist(), strict=True)
+            state.recent = {id_: number for (id_, number), lives in kept if lives}
+        self._count_tail_rows()
+        if not self._tail_is_used:
+            self._add_tail()
+        self._drop_tails()
+        self.space.reclaim(time.monotonic() - (RECLAIMED_AFTER_S if self._shared else 0.0))
+        self.announce()
+
+    @property
+    def _tail_is_used(self) -> bool:
+        """Whether the newest tail has living rows, or is empty."""
+        newest = self.tails[-1]
+        return not newest.row_count or newest.live.live_count > 0
 
     # -- open and follow -----------------------------------------------------------------------------------
 
-    def open(self, segments: Sequence[Segment], position: int, leader_epoch: int, digest: int) -> None:
-        """Become exactly the checkpoint given; whatever was in memory is forgotten."""
-        end = self.searcher.tails[-1].base + self.searcher.tails[-1].rows
-        self.digest = digest
-        self.leader_epoch = leader_epoch
-        self._change(segments=tuple(segments), tails=(self._new_tail(end),), position=position)
-        self._recent = {}
-        self._deletes, self._delete_bytes = [], 0
-        self._checkpoint = self._held_from = position
+    def open(
+        self, number: int, segments: Sequence[Segment], position: int, leader_epoch: int, digest: int
+    ) -> PartitionState:
+        """Make a partition exactly the checkpoint given; whatever was in memory of it is forgotten."""
+        state = self._state(number)
+        state.recent = {}
+        self._replace(state, segments, held_from=2**63 - 1)
+        state.digest, state.leader_epoch, state.position = digest, leader_epoch, position
+        state.live_rows = sum(segment.live_count for segment in segments)
+        state.checkpoint = state.held_from = position
+        state.forget_deletes(before=2**63 - 1)
+        self._positions[number] = position
+        return state
 
     def follow(
         self,
+        number: int,
         segments: Sequence[Segment],
         position: int,
         leader_epoch: int,
         digest: int,
+        kept_rows_max: int | None = None,
         kept_bytes_max: int | None = None,
     ) -> None:
         """Take over the segments of a manifest at `position`, keeping what we applied beyond it.
 
-        Segments without an index are passed over while our tails hold their rows anyway, which have codes there, and
-        while those take no more than `kept_bytes_max`.
-        Segments that we did not have yet are as of `position`: what was applied since is killed in them.
-        A manifest older than the one we hold (the newest is damaged) is passed over: we know more.
+        The last segments are passed over while our tails hold their rows anyway, and those are no more, and take no
+        more memory, than may be kept. Segments that we did not have yet are as of `position`: what was applied since
+        is killed in them. A manifest older than the one we hold (the newest is damaged) is passed over: we know more.
         """
-        if position < self._checkpoint:
+        state = self._state(number)
+        if position < state.checkpoint:
             return
-        if self.position <= position:
-            self.open(segments, position, leader_epoch, digest)
+        if state.position <= position:
+            self.open(number, segments, position, leader_epoch, digest)
             return
-        held = set(self.searcher.segments)
-        segments, start = self._without_held(segments, position, kept_bytes_max)
-        self._deletes = [(at, id_) for at, id_ in self._deletes if at > position]
-        self._delete_bytes = _bytes_of([id_ for _, id_ in self._deletes])
-        self._kill_in_new([segment for segment in segments if segment not in held], self._tails_from(position))
-        tails = self._tails_from(start)
-        if tails[-1].first > max(PASSED_OVER_MAX, tails[-1].count):
-            tails = (*tails, self._new_tail(tails[-1].base + tails[-1].rows))
-        self._checkpoint, self._held_from = position, start
-        self._change(segments=tuple(segments), tails=tails)
-        if len(self._recent) > 2 * sum(tail.count for tail in tails) + TAIL_ROWS_MAX:
-            first = tails[0].start
-            self._recent = {id_: row for id_, row in self._recent.items() if row >= first}
+        segments, start = self._without_held(state, segments, position, kept_rows_max, kept_bytes_max)
+        state.forget_deletes(before=position)
+        new = [segment for segment in segments if segment not in state.segments]
+        self._kill_in_new(new, state, position)
+        if new or len(segments) != len(state.segments):
+            self._replace(state, segments, start)
+            self.move_few()
+        state.checkpoint = position
 
     def _without_held(
-        self, segments: Sequence[Segment], position: int, kept_bytes_max: int | None
+        self,
+        state: PartitionState,
+        segments: Sequence[Segment],
+        position: int,
+        kept_rows_max: int | None,
+        kept_bytes_max: int | None,
     ) -> tuple[Sequence[Segment], int]:
-        """The segments to search beside our tails' rows from an offset on, and that offset.
-
-        The last segments are left out that have no index and whose rows are in our tails, while those are few enough.
-        """
+        """The segments to search beside our tails' rows from an offset on, and that offset."""
+        rows_max = self._tail_rows if kept_rows_max is None else kept_rows_max
+        bytes_max = 2**62 if kept_bytes_max is None else kept_bytes_max
+        if state.tail_rows > rows_max or state.row_bytes > bytes_max:
+            rows_max, bytes_max = rows_max // 2, bytes_max // 2  # many at a time, seldom
         kept, start = list(segments), position
-        while kept and not kept[-1].is_built and self._held_from <= kept[-1].first_offset < start:
-            first = kept[-1].first_offset
-            held = list(self._rows_from(first))
-            if sum(tail.rows - row for tail, row in held) > self._kept_rows_max:
+        while kept and not kept[-1].has_graph and state.held_from <= kept[-1].first_offset < start:
+            row_count, row_bytes = self._held(state.number, kept[-1].first_offset)
+            if row_count > rows_max or row_bytes > bytes_max:
                 break
-            if kept_bytes_max is not None and sum(tail.memory_from(row) for tail, row in held) > kept_bytes_max:
-                break
-            start = first
-            kept.pop()
+            start = kept.pop().first_offset
         if any(segment.last_offset >= start for segment in kept):  # not in the order of the log
             return segments, position
         return kept, start
 
-    def _kill_in_new(self, segments: Sequence[Segment], tails: Sequence[Tail]) -> None:
+    def _held(self, number: int, from_offset: int) -> tuple[int, int]:
+        """How many rows of a partition the tails hold from an offset on, and their bytes."""
+        row_count = row_bytes = 0
+        for tail in self.tails:
+            rows = tail.rows_of(number, from_offset, only_live=False)
+            row_count += len(rows)
+            row_bytes += int(tail.row_bytes(tail.row_count)[rows].sum())
+        return row_count, row_bytes
+
+    def _kill_in_new(self, segments: Sequence[Segment], state: PartitionState, position: int) -> None:
         """Kill in segments as of a manifest what was replaced or deleted since, by the rows of our tails."""
-        deleted = [id_ for _, id_ in self._deletes]
-        hashes = np.concatenate([*(tail.hashes[tail.first : tail.rows] for tail in tails), hash_ids(deleted)])
+        rows = [(tail, tail.rows_of(state.number, position)) for tail in self.tails]
+        deleted = [id_ for _, id_ in state.deletes]
+        hashes = np.concatenate([*(tail.hashes[some] for tail, some in rows), hash_ids(deleted)])
         order = np.argsort(hashes)
-        ids = _Ordered(_Ids(tails, deleted), order)
+        ids = _Ordered(_Ids(rows, deleted), order)
         for segment in segments:
-            if len(rows := segment.find(hashes[order], ids)):
-                segment.kill(np.unique(rows))
+            if len(found := segment.find(hashes[order], ids)):
+                segment.kill(np.unique(found))
 
-    def _tails_from(self, position: int) -> tuple[Tail, ...]:
-        """Our tails without the rows before `position`."""
-        tails = []
-        for tail, first in self._rows_from(position):
-            if first == tail.first:
-                tails.append(tail)
-            elif first < tail.rows or tail is self.searcher.tails[-1]:
-                tails.append(tail.without(first))
-        return tuple(tails)
 
-    def _rows_from(self, position: int) -> Iterator[tuple[Tail, int]]:
-        """Each tail and the first of its own rows that is not before `position`."""
-        for tail in self.searcher.tails:
-            yield tail, max(tail.first, int(np.searchsorted(tail.offsets[: tail.rows], position)))
+def _runs(numbers: NDArray[Any]) -> Iterator[tuple[int, int, int]]:
+    """Each run of equal numbers: the number, the first place, the place after the last."""
+    if not len(numbers):
+        return
+    starts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist()]
+    for first, stop in zip(starts, [*starts[1:], len(numbers)], strict=True):
+        yield int(numbers[first]), first, stop
+
+
+def _partitions_of(part: Part, rows: NDArray[np.int64]) -> NDArray[np.int32]:
+    if isinstance(part, Segment):
+        return np.full(len(rows), part.partition, np.int32)
+    return part.partitions[rows]
+
+
+class _Joined(Sequence[bytes]):
+    """Two lists, one after the other."""
+
+    def __init__(self, first: Sequence[bytes], second: Sequence[bytes]) -> None:
+        self._first, self._second = first, second
+
+    def __len__(self) -> int:
+        return len(self._first) + len(self._second)
+
+    def __getitem__(self, at: Any) -> Any:
+        return self._first[at] if at < len(self._first) else self._second[at - len(self._first)]
 
 
 class _Ordered(Sequence[bytes]):
@@ -381,27 +604,22 @@ class _Ordered(Sequence[bytes]):
 
 
 class _Ids(Sequence[bytes]):
-    """The ids of tails' rows, then those of deletes."""
+    """The ids of some rows of tails, then those of deletes."""
 
-    def __init__(self, tails: Sequence[Tail], deleted: Sequence[bytes]) -> None:
-        self._tails, self._deleted = tails, deleted
-        self._ends = np.cumsum([tail.count for tail in tails]).tolist()
+    def __init__(self, rows: Sequence[tuple[Tail, NDArray[np.int64]]], deleted: Sequence[bytes]) -> None:
+        self._rows, self._deleted = rows, deleted
+        self._ends = np.cumsum([len(some) for _, some in rows]).tolist()
 
     def __len__(self) -> int:
         return int(self._ends[-1]) + len(self._deleted)
 
     def __getitem__(self, row: Any) -> Any:
         number = bisect_right(self._ends, row)
-        if number == len(self._tails):
+        if number == len(self._rows):
             return self._deleted[row - self._ends[-1]]
-        tail = self._tails[number]
-        return tail.id_of(tail.first + row - (self._ends[number - 1] if number else 0))
+        tail, some = self._rows[number]
+        return tail.id_of(int(some[row - (self._ends[number - 1] if number else 0)]))
 
 
 def _bytes_of(deleted: Sequence[bytes]) -> int:
     return sum(map(len, deleted)) + DELETE_BYTES * len(deleted)
-
-
-def _place(segment: Segment) -> SegmentPlace:
-    assert segment.region.name is not None
-    return SegmentPlace(str(segment.directory), segment.entry, segment.region.name)

@@ -20,11 +20,13 @@ from tidemark.ann import calibration, ivf, pq
 from tidemark.ann.centroids import Centroids
 from tidemark.ann.exact import faiss_metric
 from tidemark.ann.lists import OUTLIER as OUTLIER
-from tidemark.ann.outliers import Bulk
+from tidemark.ann.outliers import FAR, Bulk
 from tidemark.ann.parameters import SearchParameters
 from tidemark.collection import Metric
 
 TRAINING_ROWS_PER_CENTROID = 40
+# Times the error of the rows that it was trained on.
+DRIFT_MAX = 1.5
 # A 4-bit codebook has 16 centroids, and needs as many rows to be trained on.
 ROWS_LEAST = 64
 # Of so many rows the error of one is measured.
@@ -100,6 +102,14 @@ class Quantizer:
         )
         found = calibration.of_sample(cls(head, index), sample, seed)
         return cls(msgspec.structs.replace(head, parameters=found), index)
+
+    @property
+    def error_max(self) -> float:
+        """Beyond this error of their codes rows are unlike those that it was trained on.
+
+        Where those had hardly any error it is a hundredth of the squared distance within which nearly all of them lie.
+        """
+        return max(DRIFT_MAX * self.error, 0.01 * float(self._bulk.square_max) / FAR**2)
 
     # -- code ----------------------------------------------------------------------------------------------
 

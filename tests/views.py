@@ -1,0 +1,48 @@
+"""Views for tests: what applies messages to them, codes their rows, and looks at them from another process's side."""
+
+import time
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from tidemark.ann.quantizer import Quantizer
+from tidemark.collection import Collection
+from tidemark.collection_index import CollectionIndex
+from tidemark.record import Message, decode
+from tidemark.view import View
+
+
+def opened(collection: Collection, partitions: Sequence[int] = (0,), tail_rows: int | None = None) -> View:
+    """A view that can be searched, of partitions without records."""
+    view = View(collection, shared=True, tail_rows=tail_rows)
+    for partition in partitions:
+        view.open(partition, [], 0, -1, 0)
+    return view
+
+
+def apply(view: View, messages: Sequence[Message]) -> None:
+    """Apply messages of any partitions, those of a partition in the order of their offsets."""
+    runs: dict[int, list[Message]] = {}
+    for message in messages:
+        runs.setdefault(message.partition() or 0, []).append(message)
+    view.apply(decode(runs, view.collection)[0])
+
+
+def codes_made(index: CollectionIndex, timeout_s: float = 30.0) -> None:
+    """Turn until there is nothing left to do."""
+    deadline = time.monotonic() + timeout_s
+    index.turn(may_train=False)
+    while not index.idle:
+        assert time.monotonic() < deadline, "the index does not come to an end"
+        time.sleep(0.0005)
+        index.turn(may_train=False)
+
+
+def quantizer_of(view: View, seed: int = 0, recall_target: float = 0.97) -> Quantizer | None:
+    """A quantizer of a view's living rows, None when they are too few."""
+    parts: Iterable[object] = (*view.segments, *view.tails)
+    rows = [part.vectors[part.live.numbers()] for part in parts]  # type: ignore[attr-defined]
+    sample = np.concatenate(rows)
+    if len(sample) < 64:
+        return None
+    return Quantizer.train(sample, view.collection.metric, len(sample), recall_target, seed)

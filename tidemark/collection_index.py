@@ -1,0 +1,366 @@
+"""Keeps the lists of a view: codes rows as they come, and makes the lists anew when that is due.
+
+    code:    rows of tails, some thousand at a time, and segments (their codes are read from their files)
+    fill:    new lists from the codes of all parts; for a newer quantizer, when too many entries are of dead rows, or
+             when a list is full. One announcement puts them in the place of the old ones
+    train:   a quantizer of our own, while the consumers have made none
+
+Invariants: `turn` is called by the view's thread, the work is done by one side thread, which alone appends to lists.
+Rows that are in no lists are ranked exactly by every search, so nothing here decides what is found, only what it costs.
+Knows nothing of files' names, manifests or Kafka.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tidemark.ann.lists import Lists
+from tidemark.ann.quantizer import OUTLIER, ROWS_LEAST, Quantizer
+from tidemark.segment import Segment
+from tidemark.shared_memory import Region
+from tidemark.snapshot import IndexPlace
+from tidemark.tail import Tail
+from tidemark.view import Part, View
+
+logger = logging.getLogger(__name__)
+
+# Rows of tails that get codes at a time: with fewer a row costs more, because a list is touched for a row or two;
+# more make every search rank more rows exactly. 2,048 rows of 128-d are ranked in 40 us.
+CODED_NUMBERS, CODED_ROWS_MIN, CODED_ROWS_MAX = 2_048 * 128, 256, 8_192
+# Lists are made anew when so many entries are of dead rows, of those that live: a search looks at all entries. A
+# collection at rest is tidied up to the smaller share.
+DEAD_SHARE_MAX, DEAD_SHARE_AT_REST, DEAD_MIN = 0.25, 0.03, 4_096
+REST_S = 1.0
+# How long rows wait for a quantizer that a consumer makes before one is trained here, for this process alone.
+OWN_QUANTIZER_AFTER_S = 5.0
+SAMPLE_ROWS = 131_072
+# Of rows unlike those that the quantizer was trained on, so many are ranked exactly before one is trained here.
+DRIFTED_ROWS_MAX = 32_768
+LOOKED_EVERY_S = 0.25
+
+Finish = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """A quantizer in use: the consumers' of that version, or our `own`, which is to do until there is a newer one."""
+
+    quantizer: Quantizer
+    version: int
+    own: bool = False
+
+
+@dataclass(slots=True)
+class Coded:
+    """The first `count` rows of a part are in the lists, with these lists (n,) and codes (n, code bytes)."""
+
+    lists: NDArray[np.uint32]
+    codes: NDArray[np.uint8]
+    count: int
+
+
+class CollectionIndex:
+    """The lists of one view. `problem` says what keeps rows out of them, None when nothing does.
+
+    `coded_rows_min`: so many rows of tails are coded at a time, at least. `dead_min`: with fewer dead entries lists are
+    not made anew. `bytes_max`: memory of the lists, beyond which no rows are added.
+    """
+
+    def __init__(
+        self,
+        view: View,
+        recall_target: float,
+        ann_rows_min: int,
+        bytes_max: int = 2**62,
+        coded_rows_min: int | None = None,
+        dead_min: int = DEAD_MIN,
+    ) -> None:
+        self._view, self._recall_target, self._ann_rows_min = view, recall_target, max(ann_rows_min, ROWS_LEAST)
+        self._bytes_max, self._dead_min = bytes_max, dead_min
+        self._coded_rows_min = coded_rows_min or max(CODED_ROWS_MIN, CODED_NUMBERS // view.collection.dimension)
+        self.problem: str | None = None
+        self._offered: Used | None = None
+        self._used: Used | None = None
+        self._written: Region | None = None  # the bytes of the quantizer used
+        self._written_bytes = 0
+        self._lists: Lists | None = None
+        self._coded: dict[int, Coded] = {}
+        self._coming: list[Segment] = []
+        self._full = False
+        self._drifted = False
+        self._wanting_since: float | None = None
+        self._changed_at = 0.0
+        self._looked_at = 0.0
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="index")
+        self._job: Future[Finish] | None = None
+        view.when_killed = self._note_dead
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    # -- asked and told by the view's thread ---------------------------------------------------------------
+
+    @property
+    def version(self) -> int | None:
+        """The version of the quantizer in use: 0 for one of our own, None when there is none."""
+        return None if self._used is None else 0 if self._used.own else self._used.version
+
+    @property
+    def lists(self) -> Lists | None:
+        return self._lists
+
+    def offer(self, version: int, quantizer: Quantizer) -> None:
+        """A quantizer that consumers have made; used from the next turn on when it is newer."""
+        if self._offered is None or version > self._offered.version:
+            self._offered = Used(quantizer, version)
+
+    def want(self, segments: Sequence[Segment]) -> None:
+        """Have segments coded that are to be searched soon; they have row numbers."""
+        self._coming = [segment for segment in segments if not segment.has_graph]
+
+    def has(self, segments: Iterable[Segment]) -> bool:
+        """Whether nothing is to be done for the segments: their rows are in the lists, or will be in none."""
+        if self._used is None or self.problem:
+            return True
+        return all(segment.has_graph or segment.base in self._coded for segment in segments)
+
+    @property
+    def settled(self) -> bool:
+        """Whether all segments are in the lists, or nothing is there to put them in."""
+        return self._newer is None and self.has(self._view.segments)
+
+    @property
+    def idle(self) -> bool:
+        """Whether the side thread has nothing to do."""
+        return self._job is None
+
+    def uncoded_of(self, tail: Tail) -> int:
+        """How many of a tail's rows are in no lists."""
+        return tail.row_count - self._count_of(tail)
+
+    def is_coded(self, segment: Segment) -> bool:
+        return segment.has_graph or segment.base in self._coded
+
+    def turn(self, may_train: bool = True) -> None:
+        """End what the side thread has done, and give it what is to be done next; returns at once.
+
+        `may_train`: no quantizer is to be expected from the consumers any sooner than one can be trained here.
+        """
+        if self._view.collection.index.kind != "ivfpq":
+            return
+        if self._job is not None:
+            if not self._job.done():
+                return
+            job, self._job = self._job, None
+            job.result()()
+        work = self._next(may_train)
+        if work is not None:
+            self._job = self._pool.submit(work)
+
+    @property
+    def _newer(self) -> Used | None:
+        """What the consumers have made since what is used."""
+        offered, used = self._offered, self._used
+        return offered if offered is not None and (used is None or offered.version > used.version) else None
+
+    def _next(self, may_train: bool) -> Callable[[], Finish] | None:
+        if (newer := self._newer) is not None:
+            return partial(self._fill, newer, self._parts())
+        if self._used is None or self._lists is None:
+            return partial(self._train, self._parts()) if may_train and self._waits_too_long() else None
+        if self._full or self._is_worn(self._lists):
+            return partial(self._fill, self._used, self._parts())
+        if self._is_at_its_bound(self._lists):
+            return None
+        new = next((s for s in (*self._view.segments, *self._coming) if not self.is_coded(s)), None)
+        if new is not None:
+            return partial(self._code_segment, self._used, self._lists, new)
+        uncoded = sum(self.uncoded_of(tail) for tail in self._view.tails)
+        if self._drifted:
+            return partial(self._train, self._parts()) if uncoded >= DRIFTED_ROWS_MAX else None
+        if uncoded < self._coded_rows_min:
+            return None
+        return partial(self._code_tails, self._used, self._lists, list(self._view.tails))
+
+    def _parts(self) -> list[Part]:
+        segments = {segment.base: segment for segment in (*self._view.segments, *self._coming)}
+        return [*(s for s in segments.values() if not s.has_graph and s.base >= 0), *self._view.tails]
+
+    def _waits_too_long(self) -> bool:
+        rows = sum(part.live.live_count for part in self._parts())
+        if rows < self._ann_rows_min:
+            self._wanting_since = None
+            return False
+        self._wanting_since = self._wanting_since or time.monotonic()
+        return time.monotonic() - self._wanting_since > OWN_QUANTIZER_AFTER_S
+
+    def _is_worn(self, lists: Lists) -> bool:
+        now = time.monotonic()
+        if now - self._looked_at < LOOKED_EVERY_S:
+            return False
+        self._looked_at = now
+        entries, dead = lists.entries, lists.dead
+        at_rest = now - self._changed_at > REST_S
+        share = DEAD_SHARE_AT_REST if at_rest else DEAD_SHARE_MAX
+        return dead > max(self._dead_min / (4 if at_rest else 1), share * (entries - dead))
+
+    def _is_at_its_bound(self, lists: Lists) -> bool:
+        taken = lists.memory_bytes
+        self.problem = None
+        if taken >= self._bytes_max:
+            self.problem = (
+                f"the index takes {taken} bytes (api.index_bytes_max is {self._bytes_max}): rows beyond it are "
+                "compared one by one by every search; raise it, or spread the collection over replicas"
+            )
+        return self.problem is not None
+
+    def _count_of(self, part: Part) -> int:
+        coded = self._coded.get(part.base)
+        return coded.count if coded else 0
+
+    def _note_dead(self, base: int, rows: NDArray[np.int64]) -> None:
+        """Rows of a part were killed: entries of the lists are of no use any more."""
+        self._changed_at = time.monotonic()
+        coded = self._coded.get(base)
+        if coded is not None and self._lists is not None:
+            self._lists.note_dead(coded.lists[rows[rows < coded.count]])
+
+    # -- done by the side thread ---------------------------------------------------------------------------
+
+    def _code_segment(self, used: Used, lists: Lists, segment: Segment) -> Finish:
+        coded = _codes_of(segment, used)
+        if not _append(lists, segment, coded, 0):
+            return self._note_full
+        return partial(self._segment_coded, segment, coded)
+
+    def _segment_coded(self, segment: Segment, coded: Coded) -> None:
+        self._coded[segment.base] = coded
+        self._show()
+
+    def _note_full(self) -> None:
+        self._full = True
+
+    def _note_drift(self) -> None:
+        self._drifted = True
+
+    def _code_tails(self, used: Used, lists: Lists, tails: Sequence[Tail]) -> Finish:
+        """Code the next rows of tails, which follow each other."""
+        left = CODED_ROWS_MAX
+        for tail in tails:
+            first = self._count_of(tail)
+            stop = min(tail.row_count, first + left)
+            found = used.quantizer.encode(tail.vectors[first:stop]) if stop > first else None
+            if found is not None:
+                if found.error > used.quantizer.error_max:
+                    return self._note_drift
+                coded = self._coded.get(tail.base) or _room_for(tail, used.quantizer)
+                coded.lists[first:stop], coded.codes[first:stop] = found.lists, found.codes
+                if not _append(lists, tail, replace(coded, count=stop), first):
+                    return self._note_full
+                coded.count = stop
+                self._coded[tail.base] = coded
+                lists.set_coded(tail.start + stop)
+            left -= stop - first
+            if stop < tail.row_count or not left:
+                break
+        return self._drop_gone
+
+    def _fill(self, used: Used, parts: Sequence[Part]) -> Finish:
+        """New lists of all parts' living rows, by codes that are known or made now."""
+        started = time.monotonic()
+        known = self._coded if used is self._used else {}
+        coded = {part.base: known.get(part.base) or _codes_of(part, used) for part in parts}
+        expected = np.zeros(used.quantizer.lists, np.int64)
+        for made in coded.values():
+            inside = made.lists[: made.count]
+            expected += np.bincount(inside[inside != OUTLIER], minlength=len(expected))
+        lists = Lists(used.quantizer, expected, shared=True)
+        for part in parts:
+            if not _append(lists, part, coded[part.base], 0):
+                raise MemoryError(f"new lists of {len(expected)} centroids have no room for the rows they are made for")
+        lists.set_coded(_coded_up_to(parts, coded))
+        if used is self._used and self._lists is not None:
+            lists.set_parameters(self._lists.parameters)
+        seconds = time.monotonic() - started
+        name = self._view.collection.name
+        logger.info("%s: lists of %d rows made by quantizer %d in %.2f s", name, lists.entries, used.version, seconds)
+        return partial(self._filled, used, lists, coded)
+
+    def _filled(self, used: Used, lists: Lists, coded: dict[int, Coded]) -> None:
+        if used is not self._used:
+            written = used.quantizer.to_bytes()
+            self._written = Region(len(written), shared=True)
+            self._written.take(np.uint8, len(written))[:] = np.frombuffer(written, np.uint8)
+            self._written_bytes = len(written)
+        self._used, self._lists, self._coded = used, lists, coded
+        self._full = self._drifted = False
+        self._drop_gone()
+        self._show()
+
+    def _show(self) -> None:
+        """Tell the readers which lists there are, and which segments are in them."""
+        assert self._lists is not None and self._used is not None and self._written is not None
+        name = self._written.name
+        assert name is not None
+        self._view.index = IndexPlace(self._lists.place, name, self._written_bytes, self.version or 0)
+        self._view.indexed = frozenset(self._coded)
+        self._view.announce()
+
+    def _drop_gone(self) -> None:
+        there = {part.base for part in self._parts()}
+        self._coded = {base: coded for base, coded in self._coded.items() if base in there}
+
+    def _train(self, parts: Sequence[Part]) -> Finish:
+        """A quantizer from our own rows, and lists by it."""
+        rows = [part.live.numbers() for part in parts]
+        row_count = sum(map(len, rows))
+        every = -(-row_count // SAMPLE_ROWS)
+        sample = np.concatenate([part.vectors[some[::every]] for part, some in zip(parts, rows, strict=True)])
+        metric = self._view.collection.metric
+        quantizer = Quantizer.train(sample, metric, row_count, self._recall_target, seed=row_count)
+        version = self._used.version if self._used is not None else 0
+        return self._fill(Used(quantizer, version, own=True), parts)
+
+
+def _codes_of(part: Part, used: Used) -> Coded:
+    """The codes of all rows that a part has now: those beside a segment, when they are of this version, or made."""
+    if isinstance(part, Segment) and part.entry.quantizer == used.version and not used.own:
+        written = part.codes
+        if written is not None and written[1].shape[1] == used.quantizer.code_bytes:
+            return Coded(*written, part.row_count)
+    count = part.row_count
+    coded = _room_for(part, used.quantizer)
+    for first in range(0, count, CODED_ROWS_MAX):
+        stop = min(count, first + CODED_ROWS_MAX)
+        found = used.quantizer.encode(part.vectors[first:stop])
+        coded.lists[first:stop], coded.codes[first:stop] = found.lists, found.codes
+    coded.count = count
+    return coded
+
+
+def _room_for(part: Part, quantizer: Quantizer) -> Coded:
+    rows = part.capacity if isinstance(part, Tail) else part.row_count
+    return Coded(np.empty(rows, np.uint32), np.empty((rows, quantizer.code_bytes), np.uint8), 0)
+
+
+def _append(lists: Lists, part: Part, coded: Coded, first: int) -> bool:
+    """Add the living rows [first, count) of a part; False when there is no room for them."""
+    rows = part.live.numbers()
+    rows = rows[(rows >= first) & (rows < coded.count)]
+    return lists.append(coded.lists[rows], coded.codes[rows], part.base + rows)
+
+
+def _coded_up_to(parts: Sequence[Part], coded: dict[int, Coded]) -> int:
+    """How many of all rows that tails ever had are in the lists, one after the other."""
+    up_to = 0
+    for tail in (part for part in parts if isinstance(part, Tail)):
+        up_to = tail.start + coded[tail.base].count
+        if coded[tail.base].count < tail.row_count:
+            break
+    return up_to
