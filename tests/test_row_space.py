@@ -3,6 +3,7 @@
 import gc
 import multiprocessing
 import os
+import resource
 import threading
 import time
 from pathlib import Path
@@ -264,8 +265,33 @@ def test_addresses_that_a_process_may_not_have_are_an_error_with_the_limits() ->
         VectorSpace(65_536, 2**33)
 
 
+def kernel_mappings() -> int:
+    return len(Path("/proc/self/maps").read_text().splitlines())
+
+
+def test_what_was_unmapped_counts_no_more_for_the_limit_of_mappings(tmp_path: Path) -> None:
+    space, path = VectorSpace(8, capacity_of(8)), written(tmp_path / "one", 10, 8)
+    before = kernel_mappings()
+    held = [space.map_file(2 * n * ALIGNMENT, path, 10) for n in range(200)]
+    assert kernel_mappings() >= before + 200
+    held.clear()
+    assert kernel_mappings() < before + 20
+
+
+def test_a_mapping_is_touched_before_it_is_searched(tmp_path: Path) -> None:
+    def faults() -> int:
+        return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+
+    space, path = VectorSpace(8, capacity_of(8)), written(tmp_path / "one", 400_000, 8)
+    held = space.map_file(0, path, 400_000)
+    held.touch()
+    before = faults()
+    assert space.vectors[:400_000:512, 0].sum() == 782
+    assert faults() - before < 20
+
+
 def test_the_addresses_are_given_back(tmp_path: Path) -> None:
-    before = len(Path("/proc/self/maps").read_text().splitlines())
+    before = kernel_mappings()
     for number in range(50):
         space = VectorSpace(8, capacity_of(8))
         held = space.map_file(0, written(tmp_path / str(number), 10, 8), 10)
@@ -273,7 +299,7 @@ def test_the_addresses_are_given_back(tmp_path: Path) -> None:
         del space
         assert vectors[9, 0] == 1
         del held, vectors
-    assert len(Path("/proc/self/maps").read_text().splitlines()) < before + 20
+    assert kernel_mappings() < before + 20
 
 
 def test_a_child_that_was_forked_reads_on_and_unmaps_only_its_own(tmp_path: Path) -> None:

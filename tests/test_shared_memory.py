@@ -1,5 +1,6 @@
 """What one process writes another one reads: whole, or not at all."""
 
+import mmap
 import multiprocessing
 import os
 import threading
@@ -61,6 +62,37 @@ def test_a_region_takes_memory_only_where_it_is_written() -> None:
     for region in regions:
         region.take(np.uint8, 2**32)[2**31] = 1
     assert pages() - before < 2**24
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_first_array_lies_at_the_first_byte_of_a_file_that_can_be_mapped_again(shared: bool) -> None:
+    region = Region(room(np.float32, 10, 3) + room(np.int64, 4), shared)
+    first = region.take(np.float32, 10, 3)
+    region.take(np.int64, 4)[:] = 7
+    assert first.ctypes.data % mmap.PAGESIZE == 0
+    again = np.frombuffer(mmap.mmap(region.descriptor, region.size, prot=mmap.PROT_READ), np.float32, 30)
+    first[9, 2] = 5
+    assert again.tolist() == [0.0] * 29 + [5.0]
+
+
+@pytest.mark.parametrize(
+    ("start", "stop"), [(0, 0), (5, 9), (4_000, 4_100), (100, 20_000), (4_096, 12_288), (0, 65_536)]
+)
+def test_bytes_are_cleared_and_no_others(start: int, stop: int) -> None:
+    region = Region(65_536)
+    content = region.take(np.uint8, 65_536)
+    content[:] = 1
+    region.clear(start, stop)
+    assert np.flatnonzero(content == 0).tolist() == list(range(start, stop))
+
+
+def test_a_region_lets_go_of_its_descriptor() -> None:
+    region = Region(64, shared=True)
+    opened = Region.open(str(region.name))
+    descriptors = [region.descriptor, opened.descriptor]
+    assert len(set(descriptors)) == 2
+    del region, opened
+    assert not any(Path(f"/proc/self/fd/{number}").exists() for number in descriptors)
 
 
 def test_a_document_is_read_whole_while_it_is_written_again_and_again() -> None:

@@ -36,7 +36,7 @@ ADDRESS_BYTES_MAX = 2**45
 # Linux, as mmap(2) names them; Python does not have all of them.
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000
-_MADV_DONTDUMP = 16
+_MADV_POPULATE_READ = 22
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
@@ -118,7 +118,6 @@ class _Reserved:
     def __init__(self, capacity: int, dimension: int) -> None:
         size = 4 * capacity * dimension
         self.address = _map(None, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE, -1)
-        _libc.madvise(self.address, size, _MADV_DONTDUMP)
         weakref.finalize(self, _libc.munmap, self.address, size).atexit = False
         shape = (capacity, dimension)
         self.__array_interface__ = {"version": 3, "typestr": "<f4", "shape": shape, "data": (self.address, True)}
@@ -126,6 +125,16 @@ class _Reserved:
 
 class Mapping:
     """Keeps a part's vectors mapped as long as it lives."""
+
+    def __init__(self, address: int, size: int) -> None:
+        self._address, self._size = address, size
+
+    def touch(self) -> None:
+        """Look at every page, so that the first searches need not: 0.2 to 75 ms for 512 MB that are in memory.
+
+        On any thread, without the interpreter's lock. Not for memory that is yet to be written: it would be taken.
+        """
+        _libc.madvise(self._address, self._size, _MADV_POPULATE_READ)  # a kernel before 5.14 does nothing
 
 
 class VectorSpace:
@@ -160,7 +169,7 @@ class VectorSpace:
         if found < size:
             raise OSError(f"{what}: has {found} bytes, {row_count} vectors of {self._row_bytes} bytes take {size}")
         start = base * self._row_bytes
-        mapping = Mapping()
+        mapping = Mapping(self._reserved.address + start, size)
         with self._lock:
             if size:
                 _map(self._reserved.address + start, size, mmap.MAP_SHARED | _MAP_FIXED, descriptor, what)
@@ -183,6 +192,7 @@ class VectorSpace:
                 self._lock.release()
 
     def _unmap_next(self) -> None:
+        """Put zeros in its place, mapped just as those around it: they become one mapping of the kernel again."""
         number = self._let_go.popleft()
         start, end = self._mapped.pop(number)
         newer = [place for other, place in self._mapped.items() if other > number]
