@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.messages import delete, upsert
-from tests.views import apply, opened, quantizer_of
+from tests.views import apply, codes_made, opened, quantizer_of
 from tidemark import searcher
 from tidemark.collection import Collection, IndexKind, IndexParameters
 from tidemark.collection_index import CollectionIndex
@@ -267,6 +268,75 @@ def test_rows_that_went_to_a_new_segment_during_a_search_are_found(tmp_path: Pat
     answer = searcher.search(mirror, ORIGIN, 10, exact=exact)
     found = [(hit.id, hit.offset) for hit in answer.hits[0]]
     assert found == [(b"0", 2), (b"1", 3)] or (look > 2 and found == [(b"0", 0), (b"1", 1)])
+
+
+class CodedMeanwhile(ViewMirror):
+    """A mirror in which more rows are coded right after its lists were searched."""
+
+    def __init__(self, view: View, index: CollectionIndex) -> None:
+        super().__init__(COLLECTION, view.place)
+        self._index_of_view = index
+
+    def snapshot(self) -> Snapshot:
+        found = super().snapshot()
+        return replace(found, index=self) if found.index is not None else found  # type: ignore[arg-type]
+
+    @property
+    def coded(self) -> int:
+        opened = super().snapshot().index
+        assert opened is not None
+        return opened.coded
+
+    def candidates(self, *asked: Any) -> Any:
+        opened = super().snapshot().index
+        assert opened is not None
+        found = opened.candidates(*asked)
+        codes_made(self._index_of_view)
+        return found
+
+
+def test_rows_that_are_coded_during_a_search_are_found() -> None:
+    view = opened(COLLECTION)
+    index = CollectionIndex(view, 0.97, ann_rows_min=64, coded_rows_min=1)
+    apply(view, [upsert(at, b"%d" % at, [at, at % 7, 0, 0]) for at in range(100)])
+    quantizer = quantizer_of(view)
+    assert quantizer is not None
+    index.offer(1, quantizer)
+    codes_made(index)
+    apply(view, [upsert(100, b"newest", [0, 0, 0, 0])])
+    hits = searcher.search(CodedMeanwhile(view, index), ORIGIN, 1).hits[0]
+    index.close()
+    assert [hit.id for hit in hits] == [b"newest"]
+    assert index.uncoded_of(view.tails[-1]) == 0
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_search_ends_only_after_it_has_seen_that_rows_moved_however_slow_their_writer_is(
+    tmp_path: Path, exact: bool
+) -> None:
+    view = saved_view(tmp_path / "one", 2, tail_rows=1)
+    apply(view, [upsert(2, b"0", [5, 0, 0, 0]), upsert(3, b"1", [6, 0, 0, 0])])
+    killed, ended = threading.Event(), threading.Event()
+
+    def stop_there(base: int, rows: object) -> None:
+        killed.set()
+        assert ended.wait(20)
+
+    view.when_killed = stop_there
+    saving = threading.Thread(target=save, args=(view, tmp_path / "two"))
+
+    def begin_to_save() -> None:
+        saving.start()
+        assert killed.wait(20)
+
+    mirror = Interrupted(COLLECTION, view.place)
+    mirror.interrupt(begin_to_save, look=2)
+    try:
+        answer = searcher.search(mirror, ORIGIN, 10, exact=exact)
+    finally:
+        ended.set()
+        saving.join()
+    assert [(hit.id, hit.offset) for hit in answer.hits[0]] == [(b"0", 2), (b"1", 3)]
 
 
 @pytest.mark.parametrize("look", [1, 2, 3, 4])

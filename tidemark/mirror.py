@@ -10,6 +10,7 @@ is not searched whole: `problems` says why, and the side thread goes on trying.
 import contextlib
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,16 +56,16 @@ class Snapshot:
     """
 
     parts: tuple[Part, ...]
-    bases: NDArray[np.int64]
+    bases: list[int]
     segments: tuple[Segment, ...]
     tails: tuple[Tail, ...]
     unindexed: tuple[Segment, ...]
-    partitions: tuple[int, ...]
+    partitions: NDArray[np.int64]
     index: OpenLists | None
 
     def part_of(self, number: int) -> tuple[Part, int] | None:
         """The part that a row number lies in, and its row there; None when it lies in none."""
-        at = int(self.bases.searchsorted(number, side="right")) - 1
+        at = bisect_right(self.bases, number) - 1
         if at < 0:
             return None
         part = self.parts[at]
@@ -72,7 +73,7 @@ class Snapshot:
         return (part, row) if row < (part.row_count if isinstance(part, Segment) else part.capacity) else None
 
 
-EMPTY = Snapshot((), np.empty(0, np.int64), (), (), (), (), None)
+EMPTY = Snapshot((), [], (), (), (), np.empty(0, np.int64), None)
 
 
 class ViewMirror:
@@ -118,7 +119,7 @@ class ViewMirror:
     def positions(self) -> dict[int, int]:
         """The next offset to apply of each partition opened, now: read before what is searched at these positions."""
         numbers = self.snapshot().partitions
-        return dict(zip(numbers, self._positions[list(numbers)].tolist(), strict=True))
+        return dict(zip(numbers.tolist(), self._positions[numbers].tolist(), strict=True))
 
     def position(self, partition: int) -> int:
         return int(self._positions[partition])
@@ -176,7 +177,7 @@ class ViewMirror:
         self._retry_at = time.monotonic() + FAILED_RETRY_S
         parts: list[Part] = [*segments.values(), *tails.values()]
         parts.sort(key=lambda part: part.base)
-        bases = np.array([part.base for part in parts], np.int64)
+        bases = [part.base for part in parts]
         self._segments, self._tails, self.problems = opened, tails, problems
         self._held = Snapshot(
             parts=tuple(parts),
@@ -184,7 +185,7 @@ class ViewMirror:
             segments=tuple(segments.values()),
             tails=tuple(tails.values()),
             unindexed=unindexed,
-            partitions=tuple(structure.partitions),
+            partitions=np.array(structure.partitions, np.int64),
             index=index,
         )
 

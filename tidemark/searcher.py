@@ -129,9 +129,10 @@ def _search(
     found += [_scan(segment, segment.live.numbers(), queries, k, view) for segment in unindexed]
     few = [s.base + s.live.numbers() for s in before.unindexed if s.row_count <= RANKED_MAX]
     snapshot, newest = _newest(view, coded)
-    others = np.concatenate([*few, newest])
-    wide = np.broadcast_to(others, (len(queries), len(others)))
-    numbers = np.concatenate([numbers, wide], axis=1)
+    others = np.concatenate([*few, newest]) if few else newest
+    if len(others):
+        wide = others[None, :] if len(queries) == 1 else np.broadcast_to(others, (len(queries), len(others)))
+        numbers = np.concatenate([numbers, wide], axis=1)
     found.append(Found(rank(view.vectors, queries, numbers, metric), numbers))
     return snapshot, found
 
@@ -179,27 +180,34 @@ def _scan(part: Part, live: NDArray[np.int64], queries: NDArray[np.float32], k: 
 
 def _nearest(snapshot: Snapshot, found: Sequence[Found], line: int, k: int, collection: Collection) -> list[Hit]:
     """Merge what was found for one query: nearest first, each id once, in its newest version."""
-    if not found:
-        return []
-    numbers = np.concatenate([part.numbers[line] for part in found])
-    distances = public_distance(np.concatenate([part.distances[line] for part in found]), collection.metric)
-    there = np.flatnonzero(numbers >= 0)
-    order = there[distances[there].argsort(kind="stable")]
+    if len(found) == 1:
+        numbers, distances = found[0].numbers[line], found[0].distances[line]
+    else:
+        numbers = np.concatenate([part.numbers[line] for part in found])
+        distances = np.concatenate([part.distances[line] for part in found])
+    distances = public_distance(distances, collection.metric)
+    order = distances.argsort(kind="stable")
     hits: dict[tuple[int, bytes], Hit] = {}
-    for at in order.tolist():
-        place = snapshot.part_of(int(numbers[at]))
-        if place is None:  # its part is gone: it was replaced meanwhile
-            continue
-        part, row = place
-        partition = part.partition_of(row)
-        hit = Hit(part.id_of(row), float(distances[at]), part, row, partition)
-        other = hits.setdefault((partition, hit.id), hit)
-        if other is not hit and other.offset < hit.offset:
-            del hits[partition, hit.id]  # the nearer one was the older version; the newer takes its own place
-            hits[partition, hit.id] = hit
-        if len(hits) >= k:
-            break
+    for first in range(0, len(order), k):
+        some = order[first : first + k]  # as a rule no more are needed
+        for number, distance in zip(numbers[some].tolist(), distances[some].tolist(), strict=True):
+            place = snapshot.part_of(number)
+            if place is None:  # there is none, or its part was replaced meanwhile
+                continue
+            _take(hits, *place, distance)
+            if len(hits) >= k:
+                return list(hits.values())
     return list(hits.values())
+
+
+def _take(hits: dict[tuple[int, bytes], Hit], part: Part, row: int, distance: float) -> None:
+    """Add a row to hits that are nearer, but for older versions of its id."""
+    partition, id_ = part.partition_of(row), part.id_of(row)
+    hit = Hit(id_, distance, part, row, partition)
+    other = hits.setdefault((partition, id_), hit)
+    if other is not hit and other.offset < hit.offset:
+        del hits[partition, id_]  # the nearer one was the older version; the newer takes its own place
+        hits[partition, id_] = hit
 
 
 def get(view: ViewMirror, id_: bytes) -> Hit | None:
@@ -219,7 +227,7 @@ def get(view: ViewMirror, id_: bytes) -> Hit | None:
 
 def scan(view: ViewMirror, after: tuple[int, int] | None, limit: int) -> Iterator[Hit]:
     """Up to `limit` live rows in the order of (partition, offset), after the given one."""
-    for partition in sorted(view.snapshot().partitions):
+    for partition in sorted(view.snapshot().partitions.tolist()):
         if after is not None and partition < after[0]:
             continue
         start = after[1] + 1 if after is not None and partition == after[0] else 0

@@ -126,7 +126,7 @@ class Tail:
         """Memory of the rows [first, stop), as `row_bytes` counts it."""
         ends = self._ids.ends, self._metadata.ends
         texts = sum(int(end[stop]) - int(end[first]) for end in ends)
-        return texts + (stop - first) * (4 * self.vectors.shape[1] + _COLUMNS_BYTES)
+        return texts + (stop - first) * (4 * int(self.vectors.shape[1]) + _COLUMNS_BYTES)
 
     def batch(self, rows: NDArray[np.int64]) -> Batch:
         """Some of the rows, as they were appended."""
