@@ -298,7 +298,7 @@ class CodedMeanwhile(ViewMirror):
 def test_rows_that_are_coded_during_a_search_are_found() -> None:
     view = opened(COLLECTION)
     index = CollectionIndex(view, 0.97, ann_rows_min=64, coded_rows_min=1)
-    apply(view, [upsert(at, b"%d" % at, [at, at % 7, 0, 0]) for at in range(100)])
+    apply(view, [upsert(at, b"%d" % at, [at + 1, at % 7, 0, 0]) for at in range(100)])
     quantizer = quantizer_of(view)
     assert quantizer is not None
     index.offer(1, quantizer)
