@@ -95,7 +95,7 @@ def search(view: ViewMirror, queries: NDArray[np.float32], k: int, effort: float
     while True:
         moves, positions = view.moves, view.positions
         if exact or view.collection.index.kind == "flat":
-            snapshot, found = _scan_all(view, queries, asked)
+            snapshot, found = scan_all(view, queries, asked)
         else:
             snapshot, found = _search(view, queries, k, effort)
         if view.moves != moves:
@@ -152,8 +152,8 @@ def _newest(view: ViewMirror, coded: int) -> tuple[Snapshot, NDArray[np.int64]]:
             return snapshot, numbers
 
 
-def _scan_all(view: ViewMirror, queries: NDArray[np.float32], k: int) -> tuple[Snapshot, list[Found]]:
-    """The k nearest of each part, of the rows that lived at one moment."""
+def scan_all(view: ViewMirror, queries: NDArray[np.float32], k: int) -> tuple[Snapshot, list[Found]]:
+    """The k nearest of each part to each query, of the rows that lived at one moment, and the parts."""
     while True:
         kills, moves, snapshot = view.kills, view.moves, view.snapshot()
         living = [part.live.numbers() for part in snapshot.parts]
