@@ -14,7 +14,7 @@ BIN := .venv/bin
 	@echo "installing the locked development packages"
 	@$(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python --require-hashes -r requirements-dev.lock && touch $@
 
-.PHONY: help setup up test torture lint format lock bench bench-quick bench-updates embeddings bench-churn bench-growth bench-hot-paths bench-peers test-images
+.PHONY: help setup up test torture lint format lock bench bench-quick bench-updates bench-filters embeddings bench-churn bench-growth bench-hot-paths bench-peers test-images
 setup: .venv/dev.stamp  ## make the environment in .venv, from the lock files
 
 up: .venv/run.stamp  ## start Kafka, the consumer and the api, load sample data, print a search to try
@@ -52,6 +52,9 @@ embeddings: .venv/text.stamp  ## real text embeddings for the benchmarks, made o
 
 bench-updates: embeddings  ## searches while rows are updated, 12 partitions and 1 (45 minutes; MINUTES=0.5: six)
 	@$(BIN)/python -m benchmarks.updates --minutes $(or $(MINUTES),5)
+
+bench-filters: .venv/dev.stamp  ## searches with a condition on metadata, beside those without (four minutes)
+	@$(BIN)/python -m benchmarks.filters
 
 bench-churn: .venv/dev.stamp  ## recall while rows come and go, drawn in docs/churn.png (some minutes)
 	@$(BIN)/python -m benchmarks.churn --plot docs/churn.png

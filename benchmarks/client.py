@@ -5,13 +5,15 @@ import json
 import re
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 START_S_MAX = 60.0
+NOTHING_MORE: Mapping[str, Any] = MappingProxyType({})
 _POSITION = re.compile(rb'"positions":{"0":(\d+)')
 
 
@@ -73,13 +75,17 @@ class SearchClient:
             raise ConnectionError("the service closed the connection")
         return piece
 
-    def requests(self, queries: NDArray[np.float32]) -> list[bytes]:
-        """What is sent for each query: the 10 nearest, ids and distances alone."""
-        bodies = [json.dumps({"vector": query.tolist(), "k": 10, "include": []}).encode() for query in queries]
-        return [self.request(body) for body in bodies]
+    def requests(self, queries: NDArray[np.float32], asked: Mapping[str, Any] = NOTHING_MORE) -> list[bytes]:
+        """What is sent for each query: the 10 nearest, ids and distances alone; `asked` is added to each body."""
+        bodies = [{"vector": query.tolist(), "k": 10, "include": [], **asked} for query in queries]
+        return [self.request(json.dumps(body).encode()) for body in bodies]
 
     def measure(
-        self, queries: NDArray[np.float32], seconds: float, pause_s: float = 0.0
+        self,
+        queries: NDArray[np.float32],
+        seconds: float,
+        pause_s: float = 0.0,
+        asked: Mapping[str, Any] = NOTHING_MORE,
     ) -> tuple[NDArray[np.float64], list[list[str]]]:
         """Latencies in ms of searches over the queries again and again for a time, and the first round's ids.
 
@@ -89,7 +95,7 @@ class SearchClient:
         latencies: list[float] = []
         found: list[list[str]] = []
         deadline = time.perf_counter() + seconds
-        for before, after, answer in self._answers(self.requests(queries)):
+        for before, after, answer in self._answers(self.requests(queries, asked)):
             latencies.append((after - before) * 1e3)
             if len(found) < count:
                 found.append([hit["id"] for hit in json.loads(answer)["hits"]])

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -96,13 +97,14 @@ class Deployment:
     def producer(self) -> Producer:
         return Producer({"queue.buffering.max.messages": 1_000_000, **producer_settings(self.settings.kafka)})
 
-    def produce(self, rows: NDArray[np.float32], first: int = 0) -> None:
-        """All rows, as `v<first>` and so on; acknowledged when it returns."""
+    def produce(self, rows: NDArray[np.float32], first: int = 0, metadata: Sequence[bytes] = ()) -> None:
+        """All rows, as `v<first>` and so on, each with its metadata if any; acknowledged when it returns."""
         producer = self.producer()
-        for number, row in enumerate(rows, first):
+        for number, (row, document) in enumerate(zip_longest(rows, metadata), first):
+            headers = [("metadata", document)] if document else []
             while True:
                 try:
-                    producer.produce(self.shape.collection, row.tobytes(), f"v{number}")
+                    producer.produce(self.shape.collection, row.tobytes(), f"v{number}", headers=headers)
                     break
                 except BufferError:
                     producer.poll(0.1)
@@ -145,7 +147,7 @@ class Deployment:
 
     @contextmanager
     def _asking(self) -> Iterator[Callable[[str], Any]]:
-        client = self.client()
+        client = connected(self.port, self.shape.collection)
         try:
             yield lambda path: client.get(f"/collections/{self.shape.collection}{path}")
         finally:

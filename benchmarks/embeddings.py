@@ -70,6 +70,11 @@ def load(rows: int = ROWS, queries: int = QUERIES, seed: int = 0, dimension: int
     return Embeddings(found[queries:], found[:queries])
 
 
+def made(rows: int = ROWS, queries: int = QUERIES, seed: int = 0) -> bool:
+    """Whether `load` finds so many."""
+    return _kept(queries + rows, seed) is not None
+
+
 def rotated(rows: Vectors, dimension: int, seed: int = 0) -> Vectors:
     """Rows mapped into more dimensions by a random matrix with orthonormal rows: all distances stay as they are.
 

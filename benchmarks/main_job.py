@@ -21,7 +21,7 @@ import numpy as np
 from confluent_kafka import Consumer, Producer, TopicPartition
 from numpy.typing import NDArray
 
-from benchmarks import backlog, churn, growth, machine, sift, visibility
+from benchmarks import backlog, churn, dimensions, embeddings, growth, machine, partitioned, sift, visibility
 from benchmarks.client import SearchClient, connected
 from benchmarks.clients import Clients
 from benchmarks.deployment import Deployment, Shape
@@ -37,14 +37,15 @@ from tidemark.kafka_settings import consumer_settings, producer_settings
 
 TOPIC = "sift"
 CLIENTS = 8
-VISIBLE_RATE = 5_000
+VISIBLE_RATE, INGEST_RATE = 5_000, 20_000
+LOAD_LEAD_S = 3.0  # the load has started, and the first of it has been applied, before anything is measured
 
 
 class Run:
     """One run: a deployment of its own, and the figures found so far."""
 
-    def __init__(self, rows: int, seconds: float, stack: ExitStack) -> None:
-        self.rows, self.seconds = rows, seconds
+    def __init__(self, rows: int, seconds: float, stack: ExitStack, long_s: float = 0.0) -> None:
+        self.rows, self.seconds, self.long_s = rows, seconds, long_s
         self.figures: dict[str, float] = {}
         self.data = sift.load(rows)
         self.deployment = Deployment(stack, Shape(TOPIC, sift.DIMENSION, "l2"))
@@ -165,10 +166,27 @@ class Run:
         assert self.deployment.kafka.pid is not None
         machine.give_way(self.deployment.kafka.pid)
         client, figures = self.client(), self.figures
-        latencies = self._under_ingest(client, os.sched_getaffinity(0))
+        every = os.sched_getaffinity(0)
+        latencies = self._under_ingest(client, every, VISIBLE_RATE)
+        figures["http_ingest_5000_p50_ms"], figures["http_ingest_5000_p99_ms"] = _percentiles(latencies)
+        figures["search_p99_ingest_5000_over_idle"] = figures["http_ingest_5000_p99_ms"] / figures["http_p99_ms"]
+        latencies = self._under_ingest(client, every)
         client.close()
         figures["http_ingest_p50_ms"], figures["http_ingest_p99_ms"] = _percentiles(latencies)
         figures["search_p99_ingest_over_idle"] = figures["http_ingest_p99_ms"] / figures["http_p99_ms"]
+
+    def search_under_long_ingest(self) -> None:
+        """A client that never pauses, minutes long: the median of the last fifth over that of the first."""
+        client, window = self.client(), self.long_s / 5
+        load_process = self._load(INGEST_RATE, self.long_s + LOAD_LEAD_S + 1.0)
+        time.sleep(LOAD_LEAD_S)
+        started, medians = time.perf_counter(), []
+        while time.perf_counter() - started < self.long_s:
+            medians.append(float(np.median(client.measure(self.data.queries, window)[0])))
+        load_process.communicate()
+        client.close()
+        self.figures["long_ingest_first_p50_ms"], self.figures["long_ingest_last_p50_ms"] = medians[0], medians[-1]
+        self.figures["long_ingest_last_over_first"] = medians[-1] / medians[0]
 
     def search_under_ingest_apart(self) -> None:
         """The same with searches and their client on one core, all else on the others (`api.cpus`), idle there too."""
@@ -195,14 +213,17 @@ class Run:
         figures["apart_ingest_p50_ms"], figures["apart_ingest_p99_ms"] = _percentiles(busy)
         figures["apart_p99_ingest_over_idle"] = figures["apart_ingest_p99_ms"] / figures["apart_idle_p99_ms"]
 
-    def _under_ingest(self, client: SearchClient, load_cpus: Iterable[int]) -> NDArray[np.float64]:
-        """Latencies in ms of searches while 20,000 records a second arrive."""
-        load_process = self._load(20_000, self.seconds + 4.0)
+    def _under_ingest(
+        self, client: SearchClient, load_cpus: Iterable[int], rate: int = INGEST_RATE
+    ) -> NDArray[np.float64]:
+        """Latencies in ms of searches while so many records a second arrive."""
+        load_process = self._load(rate, self.seconds + LOAD_LEAD_S + 1.0)
         os.sched_setaffinity(load_process.pid, load_cpus)
-        time.sleep(3.0)
+        time.sleep(LOAD_LEAD_S)
         latencies, _ = client.measure(self.data.queries, self.seconds)
         done = json.loads(load_process.communicate()[0])
-        self.figures["ingested_per_s"] = done["records"] / done["seconds"]
+        if rate == INGEST_RATE:
+            self.figures["ingested_per_s"] = done["records"] / done["seconds"]
         return latencies
 
     def _load(self, rate: int, seconds: float) -> "subprocess.Popen[bytes]":
@@ -276,18 +297,21 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="100,000 rows and short measurements")
     parser.add_argument("--rows", type=int, default=1_000_000)
     arguments = parser.parse_args()
-    rows, seconds = (100_000, 5.0) if arguments.quick else (arguments.rows, 20.0)
+    rows, seconds, long_s = (100_000, 5.0, 20.0) if arguments.quick else (arguments.rows, 20.0, 300.0)
     os.environ["OMP_NUM_THREADS"] = "1"
     with ExitStack() as stack:
-        run = Run(rows, seconds, stack)
+        run = Run(rows, seconds, stack, long_s)
         _timed(run.start_empty)
         for part in (run.produce_backlog, run.consume_bare, run.index_backlog, run.settle, run.search_idle):
             _timed(part)
         for part in (run.search_raw, run.saturate, run.visibility, run.settle, run.search_under_ingest):
             _timed(part)
-        for part in (run.restart, run.search_under_ingest_apart, run.backlogs):
+        for part in (run.restart, run.search_under_ingest_apart, run.search_under_long_ingest, run.backlogs):
             _timed(part)
         run.figures["recall_text"] = recall_of_text()
+    run.figures |= partitioned.figures(rows, seconds)
+    if embeddings.made():
+        run.figures |= dimensions.figures(min(rows, embeddings.ROWS), seconds)
     if not arguments.quick:
         run.figures["recall_churn_min"] = recall_of_churn()
     run.figures["build_over_faiss"] = growth.build_over_faiss(min(rows, 200_000))["build_over_faiss"]
