@@ -180,6 +180,8 @@ def _scan(part: Part, live: NDArray[np.int64], queries: NDArray[np.float32], k: 
 
 def _nearest(snapshot: Snapshot, found: Sequence[Found], line: int, k: int, collection: Collection) -> list[Hit]:
     """Merge what was found for one query: nearest first, each id once, in its newest version."""
+    if not found:
+        return []
     if len(found) == 1:
         numbers, distances = found[0].numbers[line], found[0].distances[line]
     else:
