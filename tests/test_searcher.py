@@ -318,7 +318,7 @@ def test_a_search_ends_only_after_it_has_seen_that_rows_moved_however_slow_their
     apply(view, [upsert(2, b"0", [5, 0, 0, 0]), upsert(3, b"1", [6, 0, 0, 0])])
     killed, ended = threading.Event(), threading.Event()
 
-    def stop_there(base: int, rows: object) -> None:
+    def stop_there(killed_rows: object) -> None:
         killed.set()
         assert ended.wait(20)
 

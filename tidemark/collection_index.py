@@ -236,12 +236,13 @@ class CollectionIndex:
         coded = self._coded.get(part.base)
         return coded.count if coded else 0
 
-    def _note_dead(self, base: int, rows: NDArray[np.int64]) -> None:
-        """Rows of a part were killed: entries of the lists are of no use any more."""
+    def _note_dead(self, killed: list[tuple[int, NDArray[np.int64]]]) -> None:
+        """Rows of parts were killed: entries of the lists are of no use any more."""
         self._changed_at = time.monotonic()
-        coded = self._coded.get(base)
-        if coded is not None and self._lists is not None:
-            self._lists.note_dead(coded.lists[rows[rows < coded.count]])
+        known = ((self._coded.get(base), rows) for base, rows in killed)
+        lists = [coded.lists[rows[rows < coded.count]] for coded, rows in known if coded is not None]
+        if lists and self._lists is not None:
+            self._lists.note_dead(np.concatenate(lists))
 
     # -- done by the side thread ---------------------------------------------------------------------------
 

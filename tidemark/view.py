@@ -98,7 +98,7 @@ class PartitionState:
 class View:
     """See the module's docstring for its verbs. `shared`: other processes search it; `place` says where it is.
 
-    `when_killed` is told of rows of a part (its base, the rows) whose bits were cleared.
+    `when_killed` is told of rows whose bits were cleared, by parts: a base, the rows.
     """
 
     def __init__(self, collection: Collection, shared: bool = False, tail_rows: int | None = None) -> None:
@@ -108,7 +108,7 @@ class View:
         self.space = RowSpace(collection.dimension, shared)
         self.index: IndexPlace | None = None
         self.indexed: frozenset[int] = frozenset()  # bases of the segments whose living rows are in the lists
-        self.when_killed: Callable[[int, NDArray[np.int64]], None] | None = None
+        self.when_killed: Callable[[list[tuple[int, NDArray[np.int64]]]], None] | None = None
         self._alive = LiveRows(self.space.bitmap, self.space.capacity)
         self._words_region = Region(room(np.int64, WORDS), shared)
         self._words: NDArray[np.int64] = self._words_region.take(np.int64, WORDS)
@@ -281,8 +281,7 @@ class View:
             for at, first, stop in _runs(np.searchsorted(self._bases, numbers, side="right") - 1)
         ]
         if self.when_killed is not None:
-            for part, rows in found:
-                self.when_killed(part.base, rows)
+            self.when_killed([(part.base, rows) for part, rows in found])
         return found
 
     def holding(self, number: int, ids: Sequence[bytes]) -> set[bytes]:
