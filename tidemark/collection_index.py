@@ -162,14 +162,14 @@ class CollectionIndex:
 
         `may_train`: no quantizer is to be expected from the consumers any sooner than one can be trained here.
         """
-        if self._view.collection.index.kind != "ivfpq":
-            return
         if self._job is not None:
             if not self._job.done():
                 return
             job, self._job = self._job, None
             job.result()()
-        work = self._next(may_train)
+        work = self._next(may_train) if self._view.collection.index.kind == "ivfpq" else None
+        if work is None and (upkeep := self._view.upkeep()) is not None:
+            work = partial(_done, upkeep)
         if work is not None:
             self._job = self._pool.submit(work)
 
@@ -358,6 +358,11 @@ class CollectionIndex:
         quantizer = Quantizer.train(sample, metric, row_count, self._recall_target, seed=row_count)
         version = self._used.version if self._used is not None else 0
         return self._fill(Used(quantizer, version, own=True), parts)
+
+
+def _done(work: Callable[[], None]) -> Finish:
+    work()
+    return lambda: None
 
 
 def _held_out(mirror: ViewMirror, count: int) -> calibration.HeldOut:

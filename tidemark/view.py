@@ -117,7 +117,7 @@ class View:
         self._structure = Document() if shared else None
         self._shared = shared
         self._coming: Sequence[Segment] = ()
-        self._ids = IdIndex()
+        self._ids = IdIndex(self._alive.are_live)
         tail_bytes = SHARED_TAIL_BYTES if shared else TAIL_BYTES
         self._tail_rows = tail_rows or min(TAIL_ROWS_MAX, max(TAIL_ROWS_MIN, tail_bytes // collection.row_bytes))
         self._parts: list[Part] = []
@@ -176,7 +176,8 @@ class View:
 
     def apply(self, batch: Batch) -> None:
         """Make a batch visible to the next search; its records start at or after their partitions' positions."""
-        old = np.concatenate([self._old_in_tails(batch), self._old_in_segments(batch)])
+        # Row numbers are used again, so an entry of a segment that is gone may lead to a row of a tail.
+        old = np.unique(np.concatenate([self._old_in_tails(batch), self._old_in_segments(batch)]))
         self._append(batch)
         for number, first, stop in _runs(batch.deleted_partitions):
             self._delete(self.partitions[number], batch.deleted_ids[first:stop], batch.positions[number])
@@ -296,6 +297,13 @@ class View:
             part = self._part_of(row)
             found.add(part.id_of(row - part.base))
         return found
+
+    def upkeep(self) -> Callable[[], None] | None:
+        """Work that keeps looking up ids cheap, for any thread, one at a time; None when there is none.
+
+        What is given must be done. A view of many partitions needs it, one of a consumer's has few segments.
+        """
+        return self._ids.merge_work()
 
     def _part_of(self, number: int) -> Part:
         return self._parts[int(np.searchsorted(self._bases, number, side="right")) - 1]
@@ -451,6 +459,7 @@ class View:
     def _after_replacing(self, state: PartitionState, old: Sequence[Segment]) -> None:
         self._set_parts()
         for segment in old:
+            self._ids.forget(segment.base, segment.row_count)
             self.space.free(segment.base)
         numbers = np.fromiter(state.recent.values(), np.int64, len(state.recent))
         living = self._alive.are_live(numbers)
