@@ -214,6 +214,29 @@ def test_the_end_of_a_newer_mapping_leaves_zeros_at_its_place(tmp_path: Path) ->
     assert space.vectors[:5_000].max() == 0
 
 
+def test_who_reads_while_a_place_is_mapped_and_unmapped_sees_one_or_the_other_and_never_nothing(tmp_path: Path) -> None:
+    space, row_count = VectorSpace(16, 16 * ALIGNMENT), 5 * ALIGNMENT
+    paths = [written(tmp_path / str(value), row_count, 16, value) for value in (1, 2)]
+    stopping, seen = threading.Event(), set()
+
+    def read_on() -> None:
+        while not stopping.is_set():
+            seen.update(np.unique(space.vectors[:row_count, ::5]).tolist())
+
+    thread = threading.Thread(target=read_on)
+    thread.start()
+    held: list[Mapping] = []
+    until = time.monotonic() + 0.3
+    while time.monotonic() < until or len(seen) < 3:
+        for path in paths:
+            held.append(space.map_file(0, path, row_count))
+            del held[:-2]
+        held.clear()
+    stopping.set()
+    thread.join()
+    assert seen == {0, 1, 2}
+
+
 def test_a_mapping_collected_while_another_thread_maps_is_unmapped_after_all(tmp_path: Path) -> None:
     space, path = VectorSpace(16, 64 * ALIGNMENT), written(tmp_path / "one", 1_000, 16)
 

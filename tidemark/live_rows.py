@@ -77,7 +77,7 @@ class LiveRows:
         bitmap = self.bitmap.copy()
         some = np.flatnonzero(bitmap)
         if 16 * len(some) > len(bitmap):
-            return np.flatnonzero(np.unpackbits(bitmap, count=self.row_count, bitorder="little"))
+            return np.flatnonzero(np.unpackbits(bitmap, count=self.row_count, bitorder="little").view(np.bool_))
         bits = np.unpackbits(bitmap[some], bitorder="little").reshape(-1, 8)
         rows: NDArray[np.int64] = (some[:, None] * 8 + np.arange(8))[bits != 0]
         return rows[: np.searchsorted(rows, self.row_count)]  # the last byte may have more bits than there are rows
