@@ -8,18 +8,22 @@ import shutil
 from pathlib import Path
 
 from tests.messages import delete, upsert
-from tests.rows import embeddings
+from tests.rows import embeddings, unit
+from tidemark.ann.quantizer import Quantizer
 from tidemark.checkpoint import Checkpoints
 from tidemark.collection import Collection, IndexKind, IndexParameters
 from tidemark.manifest import FORMAT, TopicIdentity
+from tidemark.quantizers import Quantizers, Versioned
 from tidemark.record import decode
 from tidemark.segment import Segment
 from tidemark.segment_files import write_segment
 from tidemark.view import View
 
-ROOTS = {1: Path(__file__).parent / "golden", 2: Path(__file__).parent / "golden_2"}
+_HERE = Path(__file__).parent
+ROOTS = {1: _HERE / "golden", 2: _HERE / "golden_2", 3: _HERE / "golden_3"}
 CAUGHT_UP_MS = 1_700_000_000_000
 COLLECTION = Collection(name="docs", topic="docs", dimension=8, metric="cosine")
+# The first segment has codes, in formats 1 and 2 lists of its own.
 KINDS: tuple[IndexKind, ...] = ("ivfpq", "hnsw", "flat")
 ROWS = 200
 
@@ -29,6 +33,8 @@ def make(root: Path) -> View:
     checkpoints, view = Checkpoints(root, COLLECTION, "g000001", 0), View(COLLECTION, 0)
     checkpoints.claim(TopicIdentity("cluster", "topic"), None, 0)
     vectors = embeddings(len(KINDS) * ROWS, COLLECTION.dimension)
+    quantizer = Versioned(1, Quantizer.train(unit(vectors), COLLECTION.metric, len(vectors), 0.95, seed=1))
+    assert Quantizers(root, COLLECTION, "g000001").create(*quantizer)
     for number, kind in enumerate(KINDS):
         first = view.position
         part = vectors[number * ROWS : (number + 1) * ROWS]
@@ -43,7 +49,8 @@ def make(root: Path) -> View:
         assert rows is not None
         directory = checkpoints.new_segment_directory()
         parameters = IndexParameters(kind=kind, ann_rows_min=64)
-        entry = write_segment(directory, rows, COLLECTION.metric, parameters, seed=1)
+        coded = quantizer if kind == "ivfpq" else None
+        entry = write_segment(directory, rows, COLLECTION.metric, parameters, 1, coded)
         view.saved(Segment(directory, entry, COLLECTION.dimension, COLLECTION.metric))
     checkpoints.publish(view, CAUGHT_UP_MS)
     return view

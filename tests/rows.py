@@ -6,7 +6,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from tidemark.ann.quantizer import Quantizer
 from tidemark.collection import IndexParameters, Metric
+from tidemark.quantizers import Versioned
 from tidemark.record import hash_ids, row_digests
 from tidemark.rows import Rows
 from tidemark.segment import Segment
@@ -51,3 +53,9 @@ def segment_of(
 ) -> Segment:
     entry = write_segment(directory, rows_of(vectors), metric, parameters, seed=1)
     return Segment(directory, entry, vectors.shape[1], metric)
+
+
+def quantizer_of(dimension: int, metric: Metric = "l2", version: int = 1) -> Versioned:
+    """One for rows like `embeddings`; each version is another one."""
+    sample = embeddings(600, dimension)
+    return Versioned(version, Quantizer.train(sample, metric, len(sample), 0.95, seed=version))

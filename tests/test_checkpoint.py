@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from tests.messages import delete, upsert
+from tests.rows import quantizer_of
 from tidemark import checkpoint, files, layout, searcher
 from tidemark.caught_up import now_ms
 from tidemark.checkpoint import Checkpoints
@@ -19,13 +20,15 @@ from tidemark.collection import Collection, IndexParameters
 from tidemark.errors import CheckpointMismatch, CorruptCheckpoint, NewerFormat, StaleOwner
 from tidemark.manifest import FORMAT, TopicIdentity, encode
 from tidemark.obsolete import MANIFESTS_KEPT
+from tidemark.quantizers import Versioned
 from tidemark.record import decode
 from tidemark.segment import Segment
-from tidemark.segment_files import verify_file, write_segment
+from tidemark.segment_files import verify_file, write_codes, write_segment
 from tidemark.view import View
 
 COLLECTION = Collection("docs", "docs", 4, "l2")
 TOPIC = TopicIdentity("cluster", "topic")
+QUANTIZER = quantizer_of(4)
 CAUGHT_UP_MS = 1_700_000_000_000
 
 
@@ -53,6 +56,13 @@ def _apply(view: View, count: int) -> None:
 def _delete(view: View, ids: list[bytes]) -> None:
     messages = [delete(view.position + n, id_) for n, id_ in enumerate(ids)]
     view.apply(decode({0: messages}, COLLECTION)[0])
+
+
+def _add_codes(checkpoints: Checkpoints, segment: Segment, quantizer: Versioned) -> Path:
+    """As the builder does."""
+    name = checkpoints.new_codes_name(segment.name, quantizer.version)
+    segment.entry = segment.entry.with_codes(write_codes(segment.directory, name, segment.vectors, quantizer))
+    return segment.directory / name
 
 
 def test_a_checkpoint_is_read_back_as_it_was(tmp_path: Path) -> None:
@@ -115,13 +125,17 @@ def test_a_checkpoint_with_any_damaged_file_falls_back_to_the_one_before(tmp_pat
     rows = view.unsaved_rows()
     assert rows is not None
     directory = checkpoints.new_segment_directory()
-    entry = write_segment(directory, rows, "l2", IndexParameters(kind="hnsw", ann_rows_min=64), seed=1)
+    entry = write_segment(directory, rows, "l2", IndexParameters(kind="hnsw", ann_rows_min=64), 1, QUANTIZER)
     view.saved(Segment(directory, entry, 4, "l2"))
+    _add_codes(checkpoints, view.searcher.segments[0], QUANTIZER)
     _delete(view, [b"id-0", b"id-7"])  # one of each segment
     newest = checkpoints.publish(view, CAUGHT_UP_MS)
     new = [path for path in set(checkpoints.directory.rglob("*")) - before if path.is_file()]
     kinds = sorted(re.sub(r"\d", "", path.name) for path in new)
-    assert kinds == ["dead--.bits", "dead--.bits", "index.faiss", "manifest-.json", "rows.arrow", "vectors.f"]
+    assert kinds == [
+        *("codes---.u", "codes-.u", "dead--.bits", "dead--.bits"),
+        *("index.faiss", "manifest-.json", "rows.arrow", "vectors.f"),
+    ]
     for path in new:
         whole = path.read_bytes()
         path.write_bytes(DAMAGE[damage](whole))
@@ -221,6 +235,64 @@ def test_a_reader_of_any_manifest_that_is_there_finds_its_files(tmp_path: Path) 
             for entry in checkpoints.read(version).segments:
                 for name, file in entry.files.items():
                     verify_file(checkpoints.directory / entry.name / name, file)
+
+
+def test_few_rows_get_codes_as_they_are_written_and_many_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints, view = _owner(tmp_path)
+    monkeypatch.setattr(checkpoint, "CODED_AT_ONCE", 4 * 100)
+    for count, expected in ((100, 1), (101, 0)):
+        _apply(view, count)
+        entry = checkpoints.publish(view, CAUGHT_UP_MS, QUANTIZER).segments[-1]
+        assert (entry.rows, entry.quantizer) == (count, expected)
+    again = _checkpoints(tmp_path).load()
+    assert again is not None
+    assert [segment.codes is not None for segment in again.segments] == [True, False]
+
+
+def test_a_reader_takes_codes_that_a_newer_manifest_names_for_a_segment_that_it_has_open(tmp_path: Path) -> None:
+    checkpoints, view = _owner(tmp_path)
+    _rounds(checkpoints, view, 2)
+    before = _checkpoints(tmp_path).load()
+    assert before is not None
+    path = _add_codes(checkpoints, view.searcher.segments[0], QUANTIZER)
+    checkpoints.publish(view, CAUGHT_UP_MS)
+    whole = path.read_bytes()
+    path.write_bytes(_flip(whole))
+    damaged = _checkpoints(tmp_path).load(before.segments)
+    assert damaged is not None and path.name in damaged.damaged[0]
+    assert before.segments[0].codes is None
+    path.write_bytes(whole)
+    after = _checkpoints(tmp_path).load(before.segments)
+    assert after is not None
+    assert list(map(id, after.segments)) == list(map(id, before.segments))
+    assert before.segments[0].codes is not None and before.segments[0].entry.quantizer == 1
+
+
+def test_codes_that_newer_ones_replaced_are_removed_and_what_is_being_written_is_not(tmp_path: Path) -> None:
+    checkpoints, view = _owner(tmp_path, grace_s=0)
+    _apply(view, 5)
+    checkpoints.publish(view, CAUGHT_UP_MS, QUANTIZER)
+    segment = view.searcher.segments[0]
+    with_it = segment.directory / layout.codes_name(1)
+    second, third = (quantizer_of(4, version=version) for version in (2, 3))
+    added = [_add_codes(checkpoints, segment, second)]
+    _rounds(checkpoints, view, 1)
+    added.append(_add_codes(checkpoints, segment, third))
+    writing = segment.directory / checkpoints.new_codes_name(segment.name, 4)
+    later = segment.directory / layout.added_codes_name(4, 9, 1)  # a higher epoch's
+    building = checkpoints.new_segment_directory() / layout.codes_name(4)
+    building.parent.mkdir()
+    for path in (writing, later, building):
+        path.touch()
+    for number in range(MANIFESTS_KEPT):
+        assert (with_it.exists(), added[0].exists()) == (number < MANIFESTS_KEPT - 1, True)  # as manifests name them
+        _rounds(checkpoints, view, 1)
+        checkpoints.remove_obsolete()
+    assert not with_it.exists() and not added[0].exists()
+    assert all(path.exists() for path in (added[1], writing, later, building))
+    heir, view = _owner(tmp_path, grace_s=0)
+    heir.remove_obsolete()
+    assert not writing.exists() and added[1].exists() and later.exists()
 
 
 def test_orphans_are_removed_and_what_is_named_or_being_written_is_not(tmp_path: Path) -> None:

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.golden import CAUGHT_UP_MS, COLLECTION, ROOTS, ROWS
+from tests.golden import CAUGHT_UP_MS, COLLECTION, KINDS, ROOTS, ROWS
 from tests.messages import delete
 from tests.rows import embeddings
 from tidemark import searcher
 from tidemark.checkpoint import Checkpoints
 from tidemark.manifest import FORMAT, TopicIdentity
+from tidemark.quantizers import Quantizers
 from tidemark.record import decode
 from tidemark.view import View
 
@@ -44,6 +45,17 @@ def test_a_checkpoint_of_an_earlier_format_is_taken_over_and_goes_on_in_this_one
     assert dead and all(name.startswith("dead-000002-") for name in dead)  # older ones were obsolete
 
 
+def test_the_codes_of_a_checkpoint_are_those_of_the_quantizer_beside_it() -> None:
+    loaded = Checkpoints(ROOTS[3], COLLECTION, "g000001", 0).load()
+    found = Quantizers(ROOTS[3], COLLECTION, "g000001").newest()
+    assert loaded is not None and found is not None
+    coded = loaded.segments[0]
+    assert coded.codes is not None and coded.entry.quantizer == found.version == 1
+    lists, codes = coded.codes
+    again = found.quantizer.encode(coded.vectors)
+    assert (lists == again.lists).mean() > 0.98 and (codes == again.codes).mean() > 0.98  # but for rounding
+
+
 @pytest.mark.parametrize("number", ROOTS)
 def test_a_checkpoint_of_each_format_is_read_and_searched(number: int) -> None:
     loaded = Checkpoints(ROOTS[number], COLLECTION, "g000001", 0).load()
@@ -51,20 +63,21 @@ def test_a_checkpoint_of_each_format_is_read_and_searched(number: int) -> None:
     assert loaded.damaged == []
     manifest = loaded.manifest
     assert manifest.caught_up_ms == (manifest.created_ms if number == 1 else CAUGHT_UP_MS)
-    assert [(segment.kind, segment.rows, segment.dead_rows) for segment in loaded.segments] == [
-        ("ivfpq", 195, 39),
+    assert [(segment.entry.kind, segment.entry.rows, segment.dead_rows) for segment in loaded.segments] == [
+        ("flat", 195, 39),
         ("hnsw", 195, 39),
         ("flat", 195, 0),
     ]
+    assert [segment.codes is not None for segment in loaded.segments] == [number > 2, False, False]
     view = View(COLLECTION, 0)
     view.open(loaded.segments, loaded.manifest.position, loaded.manifest.leader_epoch, loaded.manifest.digest)
     assert (view.position, f"{view.digest:016x}", view.live_rows) == (615, "8369b2917ba15ffa", 507)
     vectors = searcher.prepare_queries(embeddings(3 * ROWS, COLLECTION.dimension), COLLECTION)
-    for number, kind in enumerate(("ivfpq", "hnsw", "flat")):
-        hits = searcher.search([view], vectors[number * ROWS + 3 : number * ROWS + 4], 1).hits[0]
-        assert [hit.id for hit in hits] == [b"id-%d" % (number * ROWS + 3)]
+    for place, kind in enumerate(KINDS):
+        hits = searcher.search([view], vectors[place * ROWS + 3 : place * ROWS + 4], 1).hits[0]
+        assert [hit.id for hit in hits] == [b"id-%d" % (place * ROWS + 3)]
         assert hits[0].metadata == b'{"kind":"%s"}' % kind.encode()
-        assert searcher.get([view], b"id-%d" % (number * ROWS + 1)) is None
+        assert searcher.get([view], b"id-%d" % (place * ROWS + 1)) is None
     exact, found = (searcher.search([view], vectors, 10, exact=exact).hits for exact in (True, False))
     same = sum(len({hit.id for hit in a} & {hit.id for hit in b}) for a, b in zip(exact, found, strict=True))
     assert same >= 0.95 * 10 * len(vectors)

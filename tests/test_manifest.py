@@ -7,19 +7,19 @@ import pytest
 import xxhash
 
 from tidemark.errors import CorruptCheckpoint, NewerFormat
-from tidemark.manifest import FORMAT, FileEntry, Manifest, SegmentEntry, TopicIdentity, encode, parse
+from tidemark.manifest import FORMAT, CodesEntry, FileEntry, Manifest, SegmentEntry, TopicIdentity, encode, parse
 
 SEGMENT = SegmentEntry(
     name="seg-000001-000001",
-    kind="ivfpq",
+    kind="hnsw",
     rows=10,
     effort=5,
-    k_factor=8,
     recall=0.98,
     files={"vectors.f32": FileEntry(40, "ab" * 16)},
     dead_rows=3,
     dead_file="dead-0000000002.bits",
 )
+CODES = CodesEntry("codes-000007.u8", FileEntry(80, "cd" * 16), 7, 0.25, 1)
 MANIFEST = Manifest(
     collection="docs",
     generation="g000001",
@@ -35,7 +35,7 @@ MANIFEST = Manifest(
     position=2**62,
     leader_epoch=-1,
     digest=2**64 - 1,
-    segments=[SEGMENT],
+    segments=[SEGMENT.with_codes(CODES)],
 )
 
 
@@ -71,11 +71,41 @@ def _sealed(document: object) -> bytes:
     return body + b'"xxh3_128:' + xxhash.xxh3_128_hexdigest(body).encode() + b'"\n'
 
 
+def _older(number: int, **changes: object) -> dict[str, object]:
+    """The manifest as format 1 or 2 had it, with changes to its segment."""
+    segment = {name: value for name, value in msgspec.to_builtins(SEGMENT).items() if "codes" not in name}
+    del segment["quantizer"], segment["error"], segment["outliers"]
+    segment |= {"k_factor": 8, "reach": 0.5, **changes}
+    return msgspec.to_builtins(MANIFEST) | {"format": number, "segments": [segment]}
+
+
 def test_a_manifest_of_format_1_was_caught_up_when_it_was_created() -> None:
-    document = msgspec.to_builtins(MANIFEST) | {"format": 1}
+    document = _older(1)
     del document["caught_up_ms"]
     read = parse(_sealed(document), "m")
-    assert read == msgspec.structs.replace(MANIFEST, caught_up_ms=MANIFEST.created_ms)
+    assert read == msgspec.structs.replace(MANIFEST, caught_up_ms=MANIFEST.created_ms, segments=[SEGMENT])
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_of_a_segment_of_an_earlier_format_with_lists_of_its_own_the_rows_and_files_stay(number: int) -> None:
+    read = parse(_sealed(_older(number, kind="ivfpq")), "m").segments
+    assert read == [msgspec.structs.replace(SEGMENT, kind="flat", effort=0, recall=1.0)]
+    assert parse(_sealed(_older(number)), "m").segments == [SEGMENT]
+
+
+def test_a_segment_gets_other_codes_in_the_place_of_those_it_had() -> None:
+    assert SEGMENT.codes is None
+    other = CodesEntry("codes-000008.u8", FileEntry(80, "ef" * 16), 8, 0.125, 0)
+    entry = SEGMENT.with_codes(CODES).with_codes(other)
+    assert entry.codes == other
+    assert entry.files == {**SEGMENT.files, other.name: other.file}
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_field_that_an_earlier_format_did_not_have_is_another_version_s(number: int) -> None:
+    for document in (_older(number, columns="x"), _older(number) | {"segments": [7]}, _older(number) | {"segments": 7}):
+        with pytest.raises(NewerFormat):
+            parse(_sealed(document), "m")
 
 
 @pytest.mark.parametrize(

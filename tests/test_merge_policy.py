@@ -3,7 +3,15 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidemark.merge_policy import TIER_SEGMENTS, UNBUILT_SEGMENTS, Candidate, next_build
+from tidemark.merge_policy import (
+    FILES_TIER_SEGMENTS,
+    QUIET_TIER_SEGMENTS,
+    TIER_SEGMENTS,
+    UNBUILT_SEGMENTS,
+    Candidate,
+    next_build,
+    next_merge,
+)
 
 ANN_MIN, ROWS_MAX = 1_000, 1_000_000
 
@@ -78,3 +86,63 @@ def test_building_until_nothing_is_wanted_ends_with_few_segments_and_every_live_
         raise AssertionError(f"never ends: {segments}")
     assert sum(segment.live_rows for segment in segments) == live
     assert len([segment for segment in segments if not segment.built]) <= TIER_SEGMENTS
+
+
+# -- rows that one index finds whatever segment they are in ------------------------------------------------------
+
+
+def test_rows_that_one_index_finds_are_merged_when_there_are_many_files_of_a_size() -> None:
+    tier = [_built(str(number), 10_000 + number) for number in range(FILES_TIER_SEGMENTS)]
+    assert next_merge([_built("big", 500_000), *tier], ROWS_MAX) == [segment.name for segment in tier]
+    assert next_merge([_built("big", 500_000), *tier[1:]], ROWS_MAX) == []
+    assert next_merge(tier, rows_max=50_000) == []
+    assert next_merge([_built("big", 500_000), *tier[:QUIET_TIER_SEGMENTS]], ROWS_MAX, quiet=True) == [
+        "0",
+        "1",
+        "2",
+        "3",
+    ]
+
+
+def test_small_files_are_of_one_size_whatever_is_in_them() -> None:
+    small = [_built(str(number), 3**number) for number in range(FILES_TIER_SEGMENTS)]
+    assert len(next_merge(small, ROWS_MAX)) == FILES_TIER_SEGMENTS
+
+
+def test_a_segment_of_which_a_quarter_is_dead_is_written_anew_together_with_smaller_ones() -> None:
+    others = [_built("bigger", 90_000), _built("small", 900)]
+    assert next_merge([_built("a", 7_400, 2_600), *others], ROWS_MAX) == ["a", "small"]
+    assert next_merge([_built("a", 7_600, 2_400), *others], ROWS_MAX) == []
+    assert next_merge([_built("a", 7_600, 2_400), *others], ROWS_MAX, quiet=True) == ["a", "small"]
+
+
+def test_a_few_dead_rows_of_a_small_segment_wait_until_it_is_merged_anyway() -> None:
+    assert next_merge([_built("a", 100, 900)], ROWS_MAX) == []
+    assert next_merge([_built("a", 100, 900)], ROWS_MAX, quiet=True) == ["a"]
+
+
+def test_while_reading_is_held_back_dead_rows_without_codes_go_first() -> None:
+    segments = [_built("a", 7_900), Candidate("b", 100, 200, False), _flat("c", 100)]
+    assert next_merge(segments, ROWS_MAX, held=True) == ["b", "c"]
+    assert next_merge(segments, ROWS_MAX) == []
+
+
+@given(SEGMENTS, st.integers(1_000, 100_000), st.booleans())
+def test_merging_until_nothing_is_wanted_ends_with_every_live_row_and_few_files_of_a_size(
+    sizes: list[tuple[int, int, bool]], rows_max: int, quiet: bool
+) -> None:
+    segments = [Candidate(str(n), rows, dead, built) for n, (rows, dead, built) in enumerate(sizes)]
+    live = sum(segment.live_rows for segment in segments)
+    for turn in range(200):
+        names = next_merge(segments, rows_max, quiet)
+        if not names:
+            break
+        merged = sum(segment.live_rows for segment in segments if segment.name in names)
+        assert merged <= rows_max or len(names) == 1
+        kept = [segment for segment in segments if segment.name not in names]
+        segments = [*kept, Candidate(f"m{turn}", merged, 0, True)] if merged else kept
+    else:
+        raise AssertionError(f"never ends: {segments}")
+    assert sum(segment.live_rows for segment in segments) == live
+    small = [segment for segment in segments if segment.live_rows <= min(4_096, rows_max // FILES_TIER_SEGMENTS)]
+    assert len(small) < FILES_TIER_SEGMENTS

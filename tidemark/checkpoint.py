@@ -25,14 +25,17 @@ from tidemark.crash_point import reach
 from tidemark.errors import CheckpointMismatch, CorruptCheckpoint, StaleOwner, StoreFull, StoreUnavailable
 from tidemark.fence import Fence, highest_mark
 from tidemark.manifest import Manifest, SegmentEntry, TopicIdentity, encode, parse
+from tidemark.quantizers import Versioned
 from tidemark.segment import Segment
-from tidemark.segment_files import remove_segment_files, write_segment
+from tidemark.segment_files import remove_segment_files, verify_file, write_segment
 from tidemark.view import View
 
 logger = logging.getLogger(__name__)
 
-# A checkpoint writes its rows as they are; the builder indexes them later.
+# A checkpoint writes its rows as they are, and codes of few; the builder does the rest later.
 _FLAT = IndexParameters(kind="flat")
+# Numbers of rows that get codes as they are written: 16,384 of 128-d are encoded in 50 ms, in which nothing is applied.
+CODED_AT_ONCE = 16_384 * 128
 # What a reader needs, and more, to open the files of a manifest that it has just read.
 GRACE_S = 60.0
 
@@ -74,6 +77,7 @@ class Checkpoints:
         self._newest: Manifest | None = None
         self._next_segment = 1
         self._next_dead_rows = 1
+        self._next_codes = 1
         self._unpublished: set[str] = set()
 
     # -- read ----------------------------------------------------------------------------------------------
@@ -138,8 +142,20 @@ class Checkpoints:
 
     def _open_segments(self, manifest: Manifest, ready: dict[str, Segment]) -> list[Segment]:
         """Those ready that are of the same bytes: in a directory that was restored or begun again, names are too."""
-        found = ((ready.get(entry.name), entry) for entry in manifest.segments)
-        return [segment if segment and segment.is_of(entry) else self._open(entry) for segment, entry in found]
+        found = []
+        for entry in manifest.segments:
+            segment = ready.get(entry.name)
+            if segment is None or not segment.is_of(entry):
+                segment = self._open(entry)
+            self._take_codes(segment, entry)
+            found.append(segment)
+        return found
+
+    def _take_codes(self, segment: Segment, entry: SegmentEntry) -> None:
+        """Give an open segment the codes that a newer manifest names; raises CorruptCheckpoint."""
+        if entry.codes is not None and entry.codes != segment.entry.codes:
+            verify_file(segment.directory / entry.codes.name, entry.codes.file)
+            segment.entry = segment.entry.with_codes(entry.codes)
 
     def _open(self, entry: SegmentEntry, verified: Iterable[str] = ()) -> Segment:
         directory, collection = self.directory / entry.name, self.collection
@@ -226,33 +242,34 @@ class Checkpoints:
         epochs += [layout.segment_epoch(name) or 0 for name in names]
         return max(epochs)
 
-    def publish(self, view: View, caught_up_ms: int) -> Manifest:
+    def publish(self, view: View, caught_up_ms: int, quantizer: Versioned | None = None) -> Manifest:
         """Make the view durable: after this returns, everything before its position may be committed.
 
-        `caught_up_ms` is when the view was last known to hold all of the log. Raises StaleOwner when another writer
+        `caught_up_ms` is when the view was last known to hold all of the log. Few rows get codes of the `quantizer`
+        as they are written. Raises StaleOwner when another writer
         has claimed the partition, and StoreUnavailable when the disk does not take it: then the checkpoint before is
         still the newest, and the next call tries again.
         """
         self._fence.check()
         try:
-            return self._publish_where_there_is_room(view, caught_up_ms)
+            return self._publish_where_there_is_room(view, caught_up_ms, quantizer)
         except StoreUnavailable:
             self._fence.check()  # what an heir has removed under us looks like a bad disk
             raise
 
-    def _publish_where_there_is_room(self, view: View, caught_up_ms: int) -> Manifest:
+    def _publish_where_there_is_room(self, view: View, caught_up_ms: int, quantizer: Versioned | None) -> Manifest:
         try:
-            return self._publish(view, caught_up_ms)
+            return self._publish(view, caught_up_ms, quantizer)
         except StoreFull:
-            # The dead rows' files that the next manifest is to name are on disk, and no manifest names them yet.
+            # The files that the next manifest is to name are on disk, and no manifest names them yet.
             entries = [segment.entry for segment in view.searcher.segments]
-            if not self._remove_obsolete({f"{entry.name}/{entry.dead_file}" for entry in entries}):
+            if not self._remove_obsolete({f"{entry.name}/{name}" for entry in entries for name in entry.files}):
                 raise
-        return self._publish(view, caught_up_ms)
+        return self._publish(view, caught_up_ms, quantizer)
 
-    def _publish(self, view: View, caught_up_ms: int) -> Manifest:
+    def _publish(self, view: View, caught_up_ms: int, quantizer: Versioned | None) -> Manifest:
         assert self._newest is not None
-        self._save_tails(view)
+        self._save_tails(view, quantizer)
         number, self._next_dead_rows = self._next_dead_rows, self._next_dead_rows + 1
         for segment in view.searcher.segments:
             segment.save_dead_rows(self.epoch, number)
@@ -273,6 +290,7 @@ class Checkpoints:
             self._refuse_taken(manifest.version)
         self._newest = manifest
         self._unpublished -= {entry.name for entry in manifest.segments}
+        self._unpublished -= {f"{entry.name}/{entry.codes_file}" for entry in manifest.segments}
         self._check_still_owner(manifest)
         return manifest
 
@@ -293,13 +311,14 @@ class Checkpoints:
             files.remove(self.directory / layout.manifest_name(published.version))
         self._fence.check()
 
-    def _save_tails(self, view: View) -> None:
+    def _save_tails(self, view: View, quantizer: Versioned | None) -> None:
         rows = view.unsaved_rows()
         if rows is None:
             view.saved(None)
             return
         directory = self.new_segment_directory()
-        entry = write_segment(directory, rows, self.collection.metric, _FLAT, 0)
+        few = rows.vectors.size <= CODED_AT_ONCE
+        entry = write_segment(directory, rows, self.collection.metric, _FLAT, 0, quantizer if few else None)
         reach("flat-durable")
         try:
             view.saved(self._open(entry, verified=entry.files))  # just hashed as they were written
@@ -317,6 +336,13 @@ class Checkpoints:
             if is_free:
                 self._unpublished.add(directory.name)
                 return directory
+
+    def new_codes_name(self, segment: str, quantizer: int) -> str:
+        """A name for codes beside a segment's files that nobody has used."""
+        name = layout.added_codes_name(quantizer, self.epoch, self._next_codes)
+        self._next_codes += 1
+        self._unpublished.add(f"{segment}/{name}")
+        return name
 
     # -- remove --------------------------------------------------------------------------------------------
 

@@ -7,15 +7,16 @@ error. Values and their JSON only; `checkpoint.py` reads and publishes them.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import xxhash
 
-from tidemark.collection import IndexKind
 from tidemark.errors import CorruptCheckpoint, NewerFormat
 
-FORMAT = 2
+FORMAT = 3
+
+SegmentKind = Literal["flat", "hnsw"]
 
 
 class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -25,26 +26,60 @@ class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     xxh3_128: str
 
 
-class SegmentEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An immutable segment and which of its rows are dead at the manifest's position."""
+class CodesEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A file with a code for each row of a segment, but for `outliers`, rows far beyond the others.
+
+    `error`: mean squared distance of a row from what its code stands for.
+    """
 
     name: str
-    kind: IndexKind
+    file: FileEntry
+    quantizer: int
+    error: float
+    outliers: int
+
+
+class SegmentEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An immutable segment and which of its rows are dead at the manifest's position.
+
+    kind hnsw: it has a graph, whose searches had the `recall` with the `effort` (efSearch). `codes_file`, if any, has
+    the codes of its rows by the generation's quantizer of version `quantizer`, with what CodesEntry says of them.
+    """
+
+    name: str
+    kind: SegmentKind
     rows: int
-    effort: int
-    k_factor: int
-    recall: float
     files: dict[str, FileEntry]
+    effort: int = 0
+    recall: float = 1.0
     dead_rows: int = 0
     dead_file: str | None = None
-    reach: float = 0.0
     codes_file: str | None = None
     quantizer: int = 0
     error: float = 0.0
+    outliers: int = 0
 
     @property
     def live_rows(self) -> int:
         return self.rows - self.dead_rows
+
+    @property
+    def codes(self) -> CodesEntry | None:
+        if self.codes_file is None:
+            return None
+        return CodesEntry(self.codes_file, self.files[self.codes_file], self.quantizer, self.error, self.outliers)
+
+    def with_codes(self, codes: CodesEntry) -> "SegmentEntry":
+        """The same rows with other codes."""
+        named = {name: file for name, file in self.files.items() if name != self.codes_file}
+        return msgspec.structs.replace(
+            self,
+            files={**named, codes.name: codes.file},
+            codes_file=codes.name,
+            quantizer=codes.quantizer,
+            error=codes.error,
+            outliers=codes.outliers,
+        )
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -106,13 +141,25 @@ def parse(data: bytes, source: str) -> Manifest:
 
 
 def _as_this_format(written: Any, source: str) -> Any:
-    """The document with the fields that its format did not have yet."""
+    """The document as this format would say it."""
     found = written.get("format") if isinstance(written, dict) else None
-    if found == 1:
-        return {**written, "format": FORMAT, "caught_up_ms": written.get("created_ms")}
-    if found != FORMAT:
+    if found == FORMAT:
+        return written
+    if found not in (1, 2):
         raise NewerFormat(_not_known(source, f"it has format {found}, this program reads 1 to {FORMAT}"))
-    return written
+    segments = written.get("segments")
+    if isinstance(segments, list):
+        segments = [_segment_as_this_format(each) if isinstance(each, dict) else each for each in segments]
+    caught_up_ms = written.get("created_ms") if found == 1 else written.get("caught_up_ms")
+    return {**written, "format": FORMAT, "caught_up_ms": caught_up_ms, "segments": segments}
+
+
+def _segment_as_this_format(segment: dict[str, Any]) -> dict[str, Any]:
+    """Formats 1 and 2: rows of a segment with lists of its own are without codes; the files of its index stay named."""
+    kept = {name: value for name, value in segment.items() if name not in ("k_factor", "reach")}
+    if segment.get("kind") != "ivfpq":
+        return kept
+    return {**kept, "kind": "flat", "effort": 0, "recall": 1.0}
 
 
 def _not_known(source: str, difference: str) -> str:

@@ -26,7 +26,7 @@ TEMPORARY_S = 60.0
 
 
 def remove(directory: Path, epoch: int, grace_s: float, keep: Collection[str]) -> list[str]:
-    """Remove what is obsolete; the names of what is gone. `keep` names segments that are being written."""
+    """Remove what is obsolete; the names of what is gone. `keep`: segments, and files in some, that are new."""
     try:
         manifests = _manifests(directory)
     except NewerFormat:
@@ -37,7 +37,7 @@ def remove(directory: Path, epoch: int, grace_s: float, keep: Collection[str]) -
     left = [manifest for version, manifest in manifests.items() if layout.manifest_name(version) not in removed]
     named = _named(left)
     if named is not None:  # what a damaged manifest names is not known: its files stay
-        removed += _remove_each(directory, _unnamed(directory, epoch, named | set(keep)))
+        removed += _remove_each(directory, _unnamed(directory, epoch, named, keep))
     return removed
 
 
@@ -73,33 +73,42 @@ def _marks_below(directory: Path, epoch: int) -> list[str]:
 
 
 def _named(manifests: Iterable[Manifest | None]) -> set[str] | None:
-    """Segments and `segment/dead rows' file` that the manifests name; None when one of them is damaged."""
+    """Segments, and `segment/file` of dead rows and codes, that the manifests name; None when one is damaged."""
     named: set[str] = set()
     for manifest in manifests:
         if manifest is None:
             return None
         named |= {entry.name for entry in manifest.segments}
-        named |= {f"{entry.name}/{entry.dead_file}" for entry in manifest.segments if entry.dead_file}
+        named |= {f"{entry.name}/{name}" for entry in manifest.segments for name in entry.files}
     return named
 
 
-def _unnamed(directory: Path, epoch: int, named: Collection[str]) -> list[str]:
-    """Segments and dead rows' files of this epoch or an older one that are not named, and temporary files."""
+def _unnamed(directory: Path, epoch: int, named: Collection[str], keep: Collection[str]) -> list[str]:
+    """Segments, and files that were added to some, of this epoch or an older one that are not named; temporary files.
+
+    Into a segment that no manifest names yet nobody looks: it is being written.
+    """
     found = []
     for name in files.names(directory):
         segment_epoch = layout.segment_epoch(name)
         if segment_epoch is None:
             found += [name] if name.endswith(".tmp") and _is_left_behind(directory / name) else []
         elif name in named:
-            found += [inner for inner in _dead_rows_files(directory, name, epoch) if inner not in named]
-        elif segment_epoch <= epoch:
+            found += [each for each in _added(directory, name, epoch) if each not in named and each not in keep]
+        elif segment_epoch <= epoch and name not in keep:
             found.append(name)
     return found
 
 
-def _dead_rows_files(directory: Path, segment: str, epoch: int) -> list[str]:
-    epochs = {name: layout.dead_rows_epoch(name) for name in files.names(directory / segment)}
+def _added(directory: Path, segment: str, epoch: int) -> list[str]:
+    """Files of dead rows and codes in a segment, by writers of this epoch or an older one."""
+    epochs = {name: _added_epoch(name) for name in files.names(directory / segment)}
     return [f"{segment}/{name}" for name, found in epochs.items() if found is not None and found <= epoch]
+
+
+def _added_epoch(name: str) -> int | None:
+    found = layout.dead_rows_epoch(name)
+    return layout.codes_epoch(name) if found is None else found
 
 
 def _is_left_behind(path: Path) -> bool:
