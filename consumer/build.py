@@ -1,76 +1,96 @@
-"""The builder child process: rows of immutable segments in, one finished segment out.
+"""The builder child process: trains quantizers, codes segments, makes one segment of several.
 
 Run as `python -m consumer.build PARENT_PID`; one JSON job per line on stdin, one JSON result per line on stdout.
 Each job runs in a fork, which gives its memory back, at a lower priority than the consumer's own, which gives way
-to searches already; all of it dies with the consumer. It touches neither Kafka nor manifests: a segment it wrote
-exists only when the consumer's next manifest names it. `builder.py` is the parent's side.
+to searches already; all of it dies with the consumer. It touches neither Kafka nor manifests: a file it wrote exists
+only when the consumer's next manifest names it, but for a quantizer, which is there for all consumers at once.
+`builder.py` is the parent's side, `jobs.py` what they tell each other.
 """
 
-import base64
 import os
 import signal
 import sys
-from pathlib import Path
-from typing import Literal
 
-import faiss
 import msgspec
-import numpy as np
 
+from consumer.jobs import Code, Coded, Input, Job, Merge, Merged, Result, ToCode, Train, Trained
+from consumer.training import train
 from tidemark import service
-from tidemark.collection import IndexParameters
+from tidemark.ann.quantizer import Encoded
 from tidemark.crash_point import reach
 from tidemark.errors import TidemarkError
-from tidemark.manifest import SegmentEntry
+from tidemark.manifest import CodesEntry
+from tidemark.quantizers import Versioned
 from tidemark.segment import Segment, merged
-from tidemark.segment_files import write_segment
-
-
-class Input(msgspec.Struct, frozen=True):
-    """A segment to read, and which of its rows to leave out (bitmap, base64)."""
-
-    entry: SegmentEntry
-    dead: str
-
-
-class Job(msgspec.Struct, frozen=True):
-    directory: str
-    output: str
-    inputs: list[Input]
-    dimension: int
-    metric: Literal["cosine", "l2", "ip"]
-    index: IndexParameters
-    threads: int
-
-
-class Result(msgspec.Struct, frozen=True):
-    """The finished segment; None when no row was left."""
-
-    output: str
-    entry: SegmentEntry | None
-
-
-def pack_dead(mask: np.ndarray) -> str:
-    return base64.b64encode(np.packbits(mask, bitorder="little").tobytes()).decode()
-
-
-def _open(job: Job, source: Input) -> Segment:
-    segment = Segment(Path(job.directory) / source.entry.name, source.entry, job.dimension, job.metric)
-    packed = np.frombuffer(base64.b64decode(source.dead), np.uint8)
-    segment.kill(np.flatnonzero(np.unpackbits(packed, count=segment.rows, bitorder="little")))
-    return segment
+from tidemark.segment_files import joined, write_codes, write_segment
 
 
 def run(job: Job) -> Result:
     """Do one job; raises CorruptCheckpoint when an input's bytes are not what its entry says."""
-    faiss.omp_set_num_threads(job.threads)
-    rows = merged([_open(job, source) for source in job.inputs])
+    match job:
+        case Train():
+            return _train(job)
+        case Code():
+            return _code(job)
+        case Merge():
+            return _merge(job)
+
+
+def _train(job: Train) -> Trained:
+    return train(job.place, job.index, job.drifted)
+
+
+def _code(job: Code) -> Coded:
+    quantizer = Versioned(job.quantizer, job.place.quantizers.read(job.quantizer))
+    directory, collection = job.place.directory(job.partition), job.place.collection
+
+    def coded(segment: ToCode) -> CodesEntry:
+        path, entry = directory / segment.entry.name, segment.entry
+        opened = Segment(path, entry, collection.dimension, collection.metric)
+        reach("build-read")
+        return write_codes(path, segment.name, opened.vectors, quantizer)
+
+    written = {segment.entry.name: coded(segment) for segment in job.segments}
+    reach("build-written")
+    return Coded(written)
+
+
+def _merge(job: Merge) -> Merged:
+    segments = [_opened(job, source) for source in job.inputs]
+    rows = merged(segments)
     reach("build-read")
     if not len(rows):
-        return Result(job.output, None)
-    entry = write_segment(Path(job.directory) / job.output, rows, job.metric, job.index, len(rows))
+        return Merged(None)
+    quantizer = encoded = None
+    if job.quantizer:
+        quantizer = Versioned(job.quantizer, job.place.quantizers.read(job.quantizer))
+        encoded = _codes_of(segments, job.quantizer)
+    directory = job.place.directory(job.partition) / job.output
+    metric = job.place.collection.metric
+    entry = write_segment(directory, rows, metric, job.index, len(rows), quantizer, encoded)
     reach("build-written")
-    return Result(job.output, entry)
+    return Merged(entry)
+
+
+def _opened(job: Merge, source: Input) -> Segment:
+    collection = job.place.collection
+    directory = job.place.directory(job.partition) / source.entry.name
+    segment = Segment(directory, source.entry, collection.dimension, collection.metric)
+    segment.kill(source.dead_rows())
+    return segment
+
+
+def _codes_of(segments: list[Segment], version: int) -> Encoded | None:
+    """The codes of the rows that live, one segment after the other; None unless all are of this version."""
+    parts = []
+    for segment in segments:
+        if segment.entry.quantizer != version or segment.codes is None:
+            return None
+        lists, codes = segment.codes
+        alive = ~segment.dead_mask()
+        if alive.any():
+            parts.append(Encoded(lists[alive], codes[alive], segment.entry.error))
+    return joined(parts)
 
 
 def _run_apart(job: Job) -> int:
@@ -82,7 +102,7 @@ def _run_apart(job: Job) -> int:
         service.give_way(service.BUILD_NICE)
         try:
             result = run(job)
-        except (TidemarkError, MemoryError) as error:
+        except (TidemarkError, FileNotFoundError, MemoryError) as error:
             sys.stderr.write(f"error: {error or 'not enough memory'}\n")
             os._exit(service.EXIT_UNAVAILABLE)
         sys.stdout.buffer.write(msgspec.json.encode(result) + b"\n")

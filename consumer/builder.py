@@ -1,7 +1,7 @@
 """The consumer's side of the builder: one child process, one job at a time, never waited for.
 
-A builder that dies (out of memory, killed) is started again with back-off and its job is dropped: the segments
-it was reading are still there, so the merge policy asks for them again. `build.py` is the child.
+A builder that dies (out of memory, killed) is started again with back-off and its job is dropped: what it was reading
+is still there, so the job is wanted again. `build.py` is the child, `jobs.py` what they tell each other.
 """
 
 import contextlib
@@ -10,18 +10,19 @@ import os
 import selectors
 import subprocess
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from consumer.build import Input, Job, Result, pack_dead
-from tidemark import service
+from consumer.jobs import Code, Input, Job, Merge, Place, Result, ToCode, Train, without_dead_file
+from consumer.quantizing import Known
+from tidemark import files, service
 from tidemark.checkpoint import Checkpoints
-from tidemark.collection import Collection, IndexParameters
+from tidemark.collection import IndexParameters
 from tidemark.errors import StoreUnavailable
-from tidemark.manifest import SegmentEntry
 from tidemark.segment import Segment
 from tidemark.segment_files import remove_segment_files
 
@@ -31,21 +32,58 @@ BACKOFF_S_MAX = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Build:
-    """A job under way: whose it is, what it reads, and which rows were dead when it was given out."""
+class Training:
+    """A look whether a generation wants a quantizer, and its training; `rows` of this process are in it."""
+
+    known: Known
+    rows: int
+    started: float = field(default_factory=time.monotonic)
+    checkpoints: None = None
+
+    def clear(self) -> None:
+        """Nothing is left of one that failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Coding:
+    """Codes for segments of one partition: by segment the name of the file that gets them."""
 
     checkpoints: Checkpoints
+    known: Known
+    names: dict[str, str]
+    rows: int
+    started: float = field(default_factory=time.monotonic)
+
+    def clear(self) -> None:
+        """Remove what one that failed has left."""
+        for segment, name in self.names.items():
+            files.remove(self.checkpoints.directory / segment / name)
+
+
+@dataclass(frozen=True, slots=True)
+class Merging:
+    """One segment of several: what it reads, and which rows were dead when the job was given out."""
+
+    checkpoints: Checkpoints
+    known: Known | None
     inputs: list[str]
     dead_when_read: dict[str, NDArray[np.bool_]]
     output: str
     rows: int
-    started: float
+    started: float = field(default_factory=time.monotonic)
+
+    def clear(self) -> None:
+        """Remove what one that failed has left."""
+        remove_segment_files(self.checkpoints.directory / self.output)
+
+
+Build = Training | Coding | Merging
 
 
 class Builder:
-    """Start a build with `start`, ask for its end with `finished`; both return at once.
+    """Start a job with `train`, `code` or `merge`, ask for its end with `finished`; all return at once.
 
-    `problem` says why the last build failed, None after one that did not.
+    `problem` says why the last job failed, None after one whose result is used.
     """
 
     def __init__(self, threads: int) -> None:
@@ -65,28 +103,37 @@ class Builder:
     def pid(self) -> int | None:
         return self._process.pid if self._process else None
 
-    def start(
-        self,
-        checkpoints: Checkpoints,
-        collection: Collection,
-        index: IndexParameters,
-        inputs: list[Segment],
+    def train(self, known: Known, own_rows: int) -> None:
+        """Have it looked whether a generation wants a quantizer; `own_rows` live in segments of this process."""
+        self._start(Training(known, own_rows), Train(known.place, known.index, known.drifted))
+
+    def code(self, checkpoints: Checkpoints, known: Known, segments: Sequence[Segment]) -> None:
+        """Have codes of the newest version written beside these segments of one partition."""
+        names = {segment.name: checkpoints.new_codes_name(segment.name, known.version) for segment in segments}
+        to_code = [ToCode(without_dead_file(s.entry), names[s.name]) for s in segments]
+        job = Code(known.place, checkpoints.partition, known.version, to_code)
+        self._start(Coding(checkpoints, known, names, sum(s.entry.rows for s in segments)), job)
+
+    def merge(
+        self, checkpoints: Checkpoints, index: IndexParameters, known: Known | None, inputs: Sequence[Segment]
     ) -> None:
-        """Give the child a job over these segments of one partition."""
+        """Have one segment made of these of one partition."""
         dead = {segment.name: segment.dead_mask() for segment in inputs}
-        output = checkpoints.new_segment_directory()
-        job = Job(
-            directory=str(checkpoints.directory),
-            output=output.name,
-            inputs=[Input(_without_dead_file(s.entry), pack_dead(dead[s.name])) for s in inputs],
-            dimension=collection.dimension,
-            metric=collection.metric,
+        output = checkpoints.new_segment_directory().name
+        job = Merge(
+            place=Place(str(checkpoints.root), checkpoints.collection, checkpoints.generation),
+            partition=checkpoints.partition,
+            output=output,
+            inputs=[Input.of(without_dead_file(s.entry), dead[s.name]) for s in inputs],
             index=index,
-            threads=self._threads,
+            quantizer=known.version if known else 0,
         )
-        rows = sum(segment.live_count for segment in inputs)
+        rows = sum(int(np.count_nonzero(~mask)) for mask in dead.values())
         names = [segment.name for segment in inputs]
-        self.build = Build(checkpoints, names, dead, output.name, rows, time.monotonic())
+        self._start(Merging(checkpoints, known, names, dead, output, rows), job)
+
+    def _start(self, build: Build, job: Job) -> None:
+        self.build = build
         process = self._running()
         assert process.stdin is not None
         try:
@@ -104,12 +151,17 @@ class Builder:
                 stdout=subprocess.PIPE,
                 # FAISS's threads wait for each other asleep, and numpy gets one: spinning ones would take the cores
                 # they gave way on.
-                env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_NUM_THREADS": "1"},
+                env={
+                    **os.environ,
+                    "OMP_NUM_THREADS": str(self._threads),
+                    "OMP_WAIT_POLICY": "PASSIVE",
+                    "OPENBLAS_NUM_THREADS": "1",
+                },
             )
         return self._process
 
     def finished(self) -> tuple[Build, Result] | None:
-        """The build that has ended and its result; None while it runs, or when it failed."""
+        """The job that has ended and its result; None while it runs, or when it failed."""
         build, process = self.build, self._process
         if build is None or process is None or process.stdout is None:
             return None
@@ -138,19 +190,24 @@ class Builder:
         self.stop()
 
     def not_used(self, build: Build, why: str) -> None:
-        """What was built, or half of it, goes; its inputs are still there, and are built again after a while."""
+        """What was built, or half of it, goes; what it was built from is still there, and is built again after a while.
+
+        The quantizer is read again: it may be what could not be read.
+        """
         self._failures += 1
         wait = min(BACKOFF_S_MAX, 0.5 * 2**self._failures)
         self._not_before = time.monotonic() + wait
         self.problem = f"the builder has failed ({why}), the consumer's log says more"
         logger.error("builder failed on %d rows (%s); again in %.0f s", build.rows, why, wait)
+        if build.known is not None:
+            build.known.look_again()
         try:
-            remove_segment_files(build.checkpoints.directory / build.output)
+            build.clear()
         except StoreUnavailable as error:
             logger.warning("what a failed build has left is not removed: %s", error)
 
     def drop(self, checkpoints: Checkpoints) -> None:
-        """Forget a build of a partition that is no longer ours; its output is an orphan for the next owner."""
+        """Forget a job of a partition that is no longer ours; its output is an orphan for the next owner."""
         if self.build is not None and self.build.checkpoints is checkpoints:
             self.stop()
 
@@ -165,8 +222,3 @@ class Builder:
                     if pipe is not None:
                         pipe.close()
             self._process = None
-
-
-def _without_dead_file(entry: SegmentEntry) -> SegmentEntry:
-    files = {name: file for name, file in entry.files.items() if name != entry.dead_file}
-    return msgspec.structs.replace(entry, files=files, dead_rows=0, dead_file=None)

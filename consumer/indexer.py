@@ -6,8 +6,8 @@ are committed only after the manifest that holds them is durable; a checkpoint p
 letter is acknowledged; whatever happens, the next owner replays from the manifest. What goes wrong with one partition
 stops that partition, is said (`status`, and beside its committed offset) and is tried again. HTTP threads read
 `status`, replaced by one assignment.
-Start reading at `run`; `take_over.py` makes an owned partition, `partition.py` is one, `builder.py` the child process
-that indexes.
+Start reading at `run`; `take_over.py` makes an owned partition, `partition.py` is one, `builds.py` says what the child
+process `builder.py` codes and merges.
 """
 
 import logging
@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from consumer.builder import Builder
+from consumer.builds import Builds
 from consumer.dead_letter import DeadLetters
-from consumer.partition import Bounds, OwnedPartition, advance_builds
+from consumer.partition import Bounds, OwnedPartition
+from consumer.quantizing import KnownQuantizers
 from consumer.status import PartitionStatus, Status, WaitingStatus
 from consumer.take_over import Cause, Waiting, open_served
 from consumer.told import Told
@@ -67,6 +69,8 @@ class Indexer:
         self._take_overs = ThreadPoolExecutor(TAKE_OVERS, thread_name_prefix="take-over")
         self._dead_letters = DeadLetters(settings.kafka, settings.consumer.group)
         self._builder = Builder(settings.consumer.build_threads)
+        self._quantizers = KnownQuantizers(self._root)
+        self._builds = Builds(self._builder, self._quantizers, settings.consumer)
         self._bounds = Bounds.of(settings)
         self._memory_is_full = False
         self._log = Log({**FEW_FETCHES, **settings.kafka}, settings.consumer.group)
@@ -93,6 +97,7 @@ class Indexer:
         finally:
             self._builder.stop()
             self._take_overs.shutdown(wait=False, cancel_futures=True)
+            self._quantizers.close()
             self._revoked([*self._waiting, *self._owned])  # checkpoint and commit
             self._dead_letters.close()
             log.close()
@@ -128,9 +133,10 @@ class Indexer:
         for owned in list(self._owned.values()):
             self._checkpoint_if_due(owned)
             if owned.partition in self._owned:  # not by a stale owner, who has let go of it
-                owned.hold_back(log, self._bounds, self._reason_to_hold(owned), self._builder.problem)
+                known, reason = self._builds.known(owned), self._reason_to_hold(owned)
+                owned.hold_back(log, self._bounds, known, reason, self._builder.problem)
                 self._told.problem_of(owned)
-        advance_builds(self._builder, self._owned.values(), self._settings.consumer)
+        self._builds.advance(self._owned.values())
         self._publish_status(time.monotonic())
 
     def _now_and_then(self, what: str, interval_s: float, action: Callable[[], None]) -> None:
@@ -182,8 +188,8 @@ class Indexer:
             "owns %s[%d] generation %s from position %d (%d rows, epoch %d)",
             *owned.partition,
             owned.generation.name,
-            owned.view.position,
-            owned.view.live_rows,
+            owned.state.position,
+            owned.state.live_rows,
             owned.checkpoints.epoch,
         )
 
@@ -202,7 +208,7 @@ class Indexer:
         del self._owned[owned.partition]
         self._builder.drop(owned.checkpoints)
         try:
-            if owned.view.position != owned.checkpointed:
+            if owned.state.position != owned.checkpointed:
                 self._checkpoint(owned)
         except (StaleOwner, StoreUnavailable) as error:
             logger.warning("let go without a checkpoint: %s", error)
@@ -246,8 +252,8 @@ class Indexer:
 
     def _apply(self, owned: OwnedPartition, messages: list[Any]) -> None:
         owned.check_age()
-        if messages[0].offset() < owned.view.position:
-            messages = [message for message in messages if message.offset() >= owned.view.position]
+        if messages[0].offset() < owned.state.position:
+            messages = [message for message in messages if message.offset() >= owned.state.position]
         if not messages:
             return
         batch, bad = decode({owned.partition[1]: messages}, owned.collection)
@@ -264,9 +270,9 @@ class Indexer:
     def _measure_memory(self) -> None:
         """Checkpoint the partition with most rows in memory when all together are too many."""
         bytes_max = self._settings.checkpoint.bytes
-        in_memory = sum(owned.view.tail_bytes for owned in self._owned.values())
+        in_memory = sum(owned.state.tail_bytes for owned in self._owned.values())
         if in_memory > bytes_max:
-            max(self._owned.values(), key=lambda owned: owned.view.tail_bytes).memory_wanted = True
+            max(self._owned.values(), key=lambda owned: owned.state.tail_bytes).memory_wanted = True
         # Only checkpoints that cannot be made let it get that far.
         self._memory_is_full = in_memory > (bytes_max if self._memory_is_full else 2 * bytes_max)
 
@@ -274,7 +280,7 @@ class Indexer:
         """Why reading is to be held back, besides what the partition itself has."""
         if self._dead_letters.full(owned.partition):
             return f"waiting for dead letters: {self._dead_letters.problem(owned.partition) or 'not acknowledged yet'}"
-        if self._memory_is_full and owned.view.tail_bytes:
+        if self._memory_is_full and owned.state.tail_bytes:
             return "waiting for a checkpoint: memory is at twice checkpoint.bytes"
         return None
 
@@ -305,7 +311,7 @@ class Indexer:
                 f"({self._dead_letters.problem(owned.partition) or 'no answer yet'}); their records are read again"
             )
         reach("dead-letters-acknowledged")
-        owned.checkpoint()
+        owned.checkpoint(self._builds.known(owned))
         self._told.checkpointed(owned)
         reach("committed")
         owned.checkpoints.remove_obsolete()
@@ -346,8 +352,8 @@ class Indexer:
     def _wake_if_stalled(self, owned: OwnedPartition) -> None:
         """Read a partition again from our position when its end moves on but nothing arrives."""
         silent = time.monotonic() - owned.last_record_at
-        if owned.end > owned.view.position and silent > STALL_S and owned.held is None:
-            behind = owned.end - owned.view.position
+        if owned.end > owned.state.position and silent > STALL_S and owned.held is None:
+            behind = owned.end - owned.state.position
             logger.error(
                 "%s: %d offsets behind and nothing fetched for %.0f s; reading again", owned.name, behind, silent
             )
@@ -356,10 +362,10 @@ class Indexer:
 
     def _publish_status(self, now: float) -> None:
         for owned in self._owned.values():
-            owned.end = max(owned.end, owned.view.position)
+            owned.end = max(owned.end, owned.state.position)
         self.status = Status(
             turned_at=now,
-            partitions=tuple(PartitionStatus.of(owned, now) for owned in self._owned.values()),
+            partitions=tuple(PartitionStatus.of(each, now, self._builds.known(each)) for each in self._owned.values()),
             waiting=tuple(WaitingStatus.of(waiting) for waiting in self._waiting.values()),
             topics={topic: watch.problem for topic, watch in self._watches.items() if watch.problem},
             building_rows=self._builder.build.rows if self._builder.build else 0,

@@ -32,9 +32,11 @@ _GAUGES: dict[str, tuple[str, Callable[[PartitionStatus], float | None]]] = {
     "dead_rows": ("Rows replaced or deleted, not yet merged away", lambda p: p.dead_rows),
     "unbuilt_rows": ("Rows without an index yet", lambda p: p.unbuilt_rows),
     "segments": ("Segments", lambda p: p.segments),
-    "segment_recall_min": ("Least recall@10 of a segment with an index", lambda p: min(p.recalls, default=None)),
+    "quantizer_version": ("Newest version of the quantizer, 0 for none", lambda p: p.quantizer),
+    "uncoded_rows": ("Rows of segments without codes of the newest quantizer", lambda p: p.uncoded_rows),
+    "segment_recall_min": ("Recall@10 of the quantizer, least of the graphs", lambda p: min(p.recalls, default=None)),
     "segments_below_recall_target": (
-        "Segments whose index misses the recall target",
+        "Graphs, or quantizers, that miss the recall target",
         lambda p: sum(recall < p.recall_target for recall in p.recalls),
     ),
     "owner_epoch": ("Epoch of this writer", lambda p: p.writer_epoch),

@@ -1,34 +1,35 @@
 """One owned partition: its view, its checkpoints, and what stands between it and the log.
 
-`take_over.py` makes it. Here is when a checkpoint is due, which segments are to be built, and when reading is held
+`take_over.py` makes it. Here is when a checkpoint is due, what is to be coded and merged, and when reading is held
 back: each bound that holds it is left again, by a checkpoint, by a build or by acknowledged dead letters, and while
 nothing of these can come it does not hold. Used by the owning thread only.
 """
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from consumer.builder import Build, Builder
+from consumer.builder import Merging
+from consumer.quantizing import Known
 from tidemark.caught_up import CaughtUp, now_ms
 from tidemark.checkpoint import Checkpoints
 from tidemark.collection import Collection, IndexParameters
-from tidemark.crash_point import reach
-from tidemark.errors import TidemarkError
 from tidemark.generation import Generation
 from tidemark.log import Log, Partition, Start
 from tidemark.log_check import check_age, check_identity, remedy
-from tidemark.manifest import Manifest, SegmentEntry, TopicIdentity
-from tidemark.merge_policy import Candidate, next_build
+from tidemark.manifest import CodesEntry, Manifest, SegmentEntry, TopicIdentity
+from tidemark.merge_policy import Candidate, next_build, next_merge
 from tidemark.segment import Segment
-from tidemark.settings import ConsumerSettings, Settings
+from tidemark.settings import Settings
 from tidemark.topic_watch import TopicFacts
-from tidemark.view import View
+from tidemark.view import PartitionState, View
 
 logger = logging.getLogger(__name__)
 
 BACKLOG_OFFSETS = 50_000
+# Rows that are coded in one job, some seconds of it: what is to be coded or merged after it waits so long.
+CODED_ROWS = 1_000_000
 # Nothing has arrived for so long: time to tidy up.
 QUIET_S = 1.0
 # A partition that is held back reads on at this share of the bound.
@@ -107,8 +108,17 @@ class OwnedPartition:
         return self.generation.index
 
     @property
+    def number(self) -> int:
+        return self.partition[1]
+
+    @property
+    def state(self) -> PartitionState:
+        """What the view has of this partition."""
+        return self.view.partitions[self.number]
+
+    @property
     def start(self) -> Start:
-        return Start(self.partition, self.view.position, self.view.leader_epoch)
+        return Start(self.partition, self.state.position, self.state.leader_epoch)
 
     @property
     def problem(self) -> str | None:
@@ -118,16 +128,16 @@ class OwnedPartition:
     def note_facts(self, facts: TopicFacts) -> None:
         """Take what the brokers say of the topic; raises TopicReplaced or LogGap when the partition must stop."""
         check_identity(self.name, self.topic, facts.identity, remedy(self.collection.name))
-        end = facts.ends.get(self.partition[1])
+        end = facts.ends.get(self.number)
         if end is None:
             return
-        self.end = max(end, self.view.position)
+        self.end = max(end, self.state.position)
         self.caught_up.note_end(end, facts.asked_ms)
-        self.caught_up.reach(self.view.position)
+        self.caught_up.reach(self.state.position)
         self.tombstones_kept_ms = facts.tombstones_kept_ms
-        if end > self.view.position:
+        if end > self.state.position:
             self.check_age()
-        self._renew(end, facts.epochs[self.partition[1]])
+        self._renew(end, facts.epochs[self.number])
 
     def check_age(self) -> None:
         """Raise LogGap when reading on may miss deletes: asked before anything is applied, also while running.
@@ -135,18 +145,18 @@ class OwnedPartition:
         A process that was suspended meets records before it meets what the brokers say of them.
         """
         advice = remedy(self.collection.name)
-        check_age(self.name, self.view.position, self.caught_up.as_of_ms, self.tombstones_kept_ms, advice)
+        check_age(self.name, self.state.position, self.caught_up.as_of_ms, self.tombstones_kept_ms, advice)
 
     def advance(self, end: int) -> None:
         """Move to the end of the log, over what no reader sees; raises LogGap."""
-        if end > self.view.position:
+        if end > self.state.position:
             self.check_age()
-            self.view.advance(end)
+            self.view.advance(self.number, end)
 
     def _renew(self, end: int, leader_epoch: int) -> None:
         """Have a checkpoint made when only what it says of its position has changed: its age, and its leader epoch."""
         self.checkpoint_wanted |= (
-            self.view.note_leader_epoch(end, leader_epoch) and self.checkpointed == self.view.position
+            self.view.note_leader_epoch(self.number, end, leader_epoch) and self.checkpointed == self.state.position
         )
         if self.tombstones_kept_ms is not None:
             older_ms = self.caught_up.as_of_ms - self.checkpointed_as_of_ms  # less than 0 when a clock was ahead
@@ -155,128 +165,158 @@ class OwnedPartition:
     # -- builds --------------------------------------------------------------------------------------------
 
     def candidates(self) -> list[Candidate]:
-        """What the merge policy needs to know; under `flat` every segment counts as built once it is merged."""
-        return [
-            Candidate(s.name, s.live_count, s.dead_rows, s.is_built or self._is_settled(s.rows))
-            for s in self.view.searcher.segments
-        ]
+        """What the merge policy needs to know, as of the last checkpoint: to count rows alive now costs more."""
+        entries = [segment.entry for segment in self.state.segments]
+        return [Candidate(e.name, e.live_rows, e.dead_rows, self._is_built(e)) for e in entries]
 
-    def _is_settled(self, rows: int) -> bool:
-        return self.index.kind == "flat" and rows >= self.index.ann_rows_min
+    def _is_built(self, entry: SegmentEntry) -> bool:
+        """Whether its rows are in an index: codes of any version are one, and so is a graph."""
+        if entry.kind == "hnsw" or entry.codes_file is not None:
+            return True
+        # Under `flat` every segment counts as built once it is merged.
+        return self.index.kind == "flat" and entry.rows >= self.index.ann_rows_min
 
     @property
     def unbuilt_rows(self) -> int:
-        """Rows that a build is to take up, in memory and in segments."""
-        waiting = sum(each.live_rows + each.dead_rows for each in self.candidates() if not each.built)
-        return waiting + self.view.tail_rows
+        """Rows without an index, in memory and in segments."""
+        entries = (segment.entry for segment in self.state.segments)
+        return self.state.tail_rows + sum(entry.rows for entry in entries if not self._is_built(entry))
+
+    @property
+    def built_position(self) -> int:
+        """The least offset from which on a row may have no index; our position when all have one."""
+        waiting = [segment.first_offset for segment in self.state.segments if not self._is_built(segment.entry)]
+        in_memory = self.checkpointed if self.state.tail_rows else self.state.position
+        return min([*waiting, in_memory])
 
     @property
     def quiet(self) -> bool:
         """Whether nothing has arrived for a while."""
         return time.monotonic() - self.last_record_at > QUIET_S
 
-    def wanted_build(self, rows_max: int, quiet: bool) -> list[Segment]:
-        """The segments to make one next; empty when all is well.
+    @property
+    def _builds_wait(self) -> bool:
+        """During a backlog, until a bound holds the reading back: builds would take the cores from those who read."""
+        return self.is_behind and self.held is None
 
-        During a backlog builds wait until a bound has held the reading back: they would take the cores from those who
-        make records searchable.
-        """
-        if self.is_behind and self.held is None:
+    def wanted_codes(self, version: int) -> list[Segment]:
+        """Segments without codes of this version of the quantizer, those without any first, as many as a job takes."""
+        if self._builds_wait:
             return []
-        names = next_build(self.candidates(), self.index.ann_rows_min, rows_max, quiet, self.held is not None)
-        return [segment for segment in self.view.searcher.segments if segment.name in names]
+        uncoded = [segment for segment in self.state.segments if segment.entry.quantizer != version]
+        taken: list[Segment] = []
+        for segment in sorted(uncoded, key=lambda segment: segment.entry.quantizer > 0):
+            if taken and sum(s.entry.rows for s in taken) + segment.entry.rows > CODED_ROWS:
+                break
+            taken.append(segment)
+        return taken
+
+    def wanted_merge(self, rows_max: int, quiet: bool, known: Known | None) -> list[Segment]:
+        """The segments to make one next; empty when all is well. `known`: the quantizer, of a kind that has one."""
+        if self._builds_wait:
+            return []
+        candidates, held = self.candidates(), self.held is not None
+        if known is None:
+            names = next_build(candidates, self.index.ann_rows_min, rows_max, quiet or held, held)
+        else:
+            names = next_merge(candidates, rows_max, quiet, held and known.newest is None)
+        return [segment for segment in self.state.segments if segment.name in names]
 
     @property
     def is_behind(self) -> bool:
         """Whether there is a backlog: it is sooner done when who reads it, here and in the replicas, has the cores."""
-        return self.end - self.view.position > BACKLOG_OFFSETS
+        return self.end - self.state.position > BACKLOG_OFFSETS
 
-    def install(self, build: Build, entry: SegmentEntry | None) -> None:
-        """Put a finished build in the place of its inputs; a checkpoint names it soon after."""
+    def take_codes(self, codes: Mapping[str, CodesEntry], known: Known) -> None:
+        """Codes were written beside segments; a checkpoint names them soon after."""
+        for segment in self.state.segments:
+            if segment.name in codes:
+                segment.entry = segment.entry.with_codes(codes[segment.name])
+                known.note(codes[segment.name], segment.entry.rows)
+        self.checkpoint_wanted = True
+
+    def install(self, build: Merging, entry: SegmentEntry | None) -> None:
+        """Put a finished merge in the place of its inputs; a checkpoint names it soon after."""
         built = None
         if entry is not None:
             directory = self.checkpoints.directory / entry.name
-            built = Segment(directory, entry, self.collection.dimension, self.collection.metric)
-        self.view.install(built, build.inputs, build.dead_when_read)
+            built = Segment(directory, entry, self.collection.dimension, self.collection.metric, self.number)
+        self.view.install(self.number, built, build.inputs, build.dead_when_read)
         self.checkpoint_wanted = True
         if entry is not None and entry.recall < self.index.recall_target:
             logger.warning(
-                "%s[%d]: the index of segment %s, %d rows, has recall %.3f where index.recall_target asks for %.3f: "
-                "codes cannot tell its rows apart; searches find more with `effort` or `exact`, or with kind hnsw",
-                *self.partition,
-                entry.name,
-                entry.rows,
-                entry.recall,
-                self.index.recall_target,
+                "%s: the graph of segment %s, %d rows, has recall %.3f where index.recall_target asks for %.3f: "
+                "searches find more with `effort` or `exact`",
+                *(self.name, entry.name, entry.rows, entry.recall, self.index.recall_target),
             )
-        reach("installed")
-        logger.info(
-            "%s[%d]: built %s of %d rows from %d segments in %.1f s (recall %.3f)",
-            *self.partition,
-            entry.kind if entry else "nothing",
-            build.rows,
-            len(build.inputs),
-            time.monotonic() - build.started,
-            entry.recall if entry else 1.0,
-        )
 
     # -- bounds --------------------------------------------------------------------------------------------
 
-    def hold_back(self, log: Log, bounds: Bounds, others: str | None = None, builder: str | None = None) -> None:
+    def hold_back(
+        self, log: Log, bounds: Bounds, known: Known | None, others: str | None = None, builder: str | None = None
+    ) -> None:
         """Stop reading at a bound, and read on when it is left.
 
         `others` is a reason from outside the partition, `builder` what is wrong with the builder.
-
         The partition is unassigned and assigned again, not paused: librdkafka keeps a pause over an assignment.
         """
-        reason = self._over(bounds, builder) or others
+        reason = self._over(bounds, known, builder) or others
         if self.held is None and reason is not None:
             log.stop(self.partition)
             self.checkpoint_wanted = True
-            logger.warning("%s: reading stops at position %d, %s", self.name, self.view.position, reason)
+            logger.warning("%s: reading stops at position %d, %s", self.name, self.state.position, reason)
         elif self.held is not None and reason is None:
             log.restart(self.start)
             self.last_record_at = time.monotonic()
-            logger.info("%s: reading goes on from position %d", self.name, self.view.position)
+            logger.info("%s: reading goes on from position %d", self.name, self.state.position)
         self.held = reason
 
-    def _over(self, bounds: Bounds, builder: str | None) -> str | None:
+    def _over(self, bounds: Bounds, known: Known | None, builder: str | None) -> str | None:
         """Which bound is reached and can be left again, in words."""
         share = 1.0 if self.held is None else RESUME_SHARE
         rows, row_bytes = self.unbuilt_rows, self.collection.row_bytes
         # Fewer rows than get an index can never become fewer by a build.
         rows_max = max(bounds.unbuilt_rows, self.index.ann_rows_min)
         bytes_max = max(bounds.unbuilt_bytes, self.index.ann_rows_min * row_bytes)
-        if (rows > share * rows_max or rows * row_bytes > share * bytes_max) and self._becomes_fewer:
+        if (rows > share * rows_max or rows * row_bytes > share * bytes_max) and self._become_fewer(known):
             why = f"; {builder}" if builder else ""
             return f"waiting for the builder: rows without an index are at their bound{why}"
-        in_memory = self.view.tail_rows + self.view.kept_deletes
+        in_memory = self.state.tail_rows + self.state.kept_deletes
         if in_memory > bounds.memory_rows * (1.0 if self.held is None else 0.5):
             return "waiting for a checkpoint: rows in memory are at their bound"
         return None
 
-    @property
-    def _becomes_fewer(self) -> bool:
+    def _become_fewer(self, known: Known | None) -> bool:
         """Whether a checkpoint or a build that is to come lessens the rows without an index."""
-        wanted = next_build(self.candidates(), self.index.ann_rows_min, 2**62, True, True)
-        return bool(self.view.tail_rows or wanted)
+        if self.state.tail_rows:
+            return True
+        candidates, enough = self.candidates(), self.index.ann_rows_min
+        if known is None:
+            return bool(next_build(candidates, enough, 2**62, True, True))
+        unbuilt = [each for each in candidates if not each.built]
+        trained = known.newest is not None or sum(each.live_rows for each in candidates) >= enough
+        return bool(unbuilt) and (trained or any(each.dead_rows for each in unbuilt))
 
     # -- checkpoints ---------------------------------------------------------------------------------------
 
     def checkpoint_due(self, now: float, interval_s: float, rows: int) -> bool:
         """By the age of the oldest record not in one, or by rows in memory; at once when only segments have changed."""
-        if self.view.position == self.checkpointed and not self.checkpoint_wanted:
+        if self.state.position == self.checkpointed and not self.checkpoint_wanted:
             self.clean_at = now
             return False
         if now < self.checkpoint_retry.at:
             return False
-        if self.memory_wanted or (self.checkpoint_wanted and (self.held is not None or not self.view.tail_rows)):
+        if self.memory_wanted or (self.checkpoint_wanted and (self.held is not None or not self.state.tail_rows)):
             return True
-        return now - self.clean_at >= interval_s or self.view.tail_rows + self.view.kept_deletes >= rows
+        return now - self.clean_at >= interval_s or self.state.tail_rows + self.state.kept_deletes >= rows
 
-    def checkpoint(self) -> Manifest:
+    def checkpoint(self, known: Known | None = None) -> Manifest:
         """Make the view durable; positions up to the manifest's may be committed afterwards."""
-        manifest = self.checkpoints.publish(self.view, self.caught_up.as_of_ms)
+        before = {segment.name for segment in self.state.segments}
+        manifest = self.checkpoints.publish(self.view, self.caught_up.as_of_ms, known.newest if known else None)
+        for entry in manifest.segments:
+            if known is not None and entry.codes is not None and entry.name not in before:
+                known.note(entry.codes, entry.rows)
         self.checkpointed = manifest.position
         self.checkpoint_version = manifest.version
         self.checkpointed_as_of_ms = manifest.caught_up_ms
@@ -291,33 +331,3 @@ class OwnedPartition:
             logger.error("%s: no checkpoint: %s", self.name, why)
         self.checkpoint_problem = why
         self.checkpoint_retry.failed()
-
-
-def segment_rows_max(settings: ConsumerSettings, collection: Collection) -> int:
-    """The most rows of a merged segment: a build has all of them in memory."""
-    return min(settings.segment_rows_max, max(1, settings.segment_bytes_max // collection.row_bytes))
-
-
-def advance_builds(
-    builder: Builder, partitions: Iterable[OwnedPartition], settings: ConsumerSettings, tidy_up: bool = False
-) -> None:
-    """Install the build that has ended, if one has, and give out the next, if one is wanted.
-
-    `tidy_up`: build what is left although records go on arriving.
-    """
-    partitions = list(partitions)
-    if finished := builder.finished():
-        build, result = finished
-        for owned in partitions:
-            if owned.checkpoints is build.checkpoints:
-                try:
-                    owned.install(build, result.entry)
-                    builder.used()
-                except TidemarkError as error:
-                    builder.not_used(build, f"what was built cannot be used: {error}")
-    if builder.idle:
-        for owned in sorted(partitions, key=lambda owned: -owned.view.unbuilt_rows):
-            most = segment_rows_max(settings, owned.collection)
-            if inputs := owned.wanted_build(most, tidy_up or owned.quiet or owned.held is not None):
-                builder.start(owned.checkpoints, owned.collection, owned.index, inputs)
-                return

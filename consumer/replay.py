@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from consumer.builder import Builder
+from consumer.builds import Builds
 from consumer.dead_letter import DeadLetters
-from consumer.partition import Bounds, OwnedPartition, advance_builds, segment_rows_max
-from consumer.take_over import checkpoints_of, newest_manifest, take_over
+from consumer.partition import Bounds, OwnedPartition
+from consumer.quantizing import KnownQuantizers
+from consumer.take_over import checkpoints_of, take_over
 from tidemark import generation
 from tidemark.checkpoint import Checkpoints
 from tidemark.collection import Collection
@@ -89,6 +91,8 @@ class Replay:
         self._topics = Topics(settings.kafka)
         self._watch = TopicWatch(settings, collection)
         self._builder = Builder(settings.consumer.build_threads)
+        self._quantizers = KnownQuantizers(settings.checkpoint_root)
+        self._builds = Builds(self._builder, self._quantizers, settings.consumer)
         self._dead_letters = DeadLetters(settings.kafka, settings.consumer.group)
         identity = self._topics.identity(collection.topic)
         self._from = starting_positions(self._topics, collection.topic, identity.partitions, start)
@@ -115,6 +119,7 @@ class Replay:
             self._catch_up(log, report, stopping)
         finally:
             self._builder.stop()
+            self._quantizers.close()
             self._watch.close()
             log.close()
             self._dead_letters.close()
@@ -132,7 +137,7 @@ class Replay:
             self._note_facts()
             for owned in self._owned.values():
                 self._keep_up(owned, log)
-            advance_builds(self._builder, self._owned.values(), self._settings.consumer, tidy_up=self._settled)
+            self._builds.advance(self._owned.values(), tidy_up=self._settled)
             if time.monotonic() - reported > REPORT_EVERY_S:
                 reported = time.monotonic()
                 report(self._progress())
@@ -153,22 +158,20 @@ class Replay:
 
     def _done(self) -> bool:
         """Caught up with the log, on disk, no build under way, and all built that was in the log when we began."""
-        if any(owned.view.position < self._ends[partition] for partition, owned in self._owned.items()):
+        if any(owned.state.position < self._ends[partition] for partition, owned in self._owned.items()):
             return False
         if not self._settled:  # once: what still arrives is checkpointed by age, as ever
             self._settled = True
             for owned in self._owned.values():
                 owned.checkpoint_wanted = owned.memory_wanted = True
             return False
-        rows_max = segment_rows_max(self._settings.consumer, self._collection)
-        return self._builder.build is None and not any(
-            owned.view.built_position < self._backlog[partition]
-            and (owned.memory_wanted or owned.wanted_build(rows_max, quiet=True))
-            for partition, owned in self._owned.items()
-        )
+        behind = [owned for partition, owned in self._owned.items() if owned.built_position < self._backlog[partition]]
+        if any(owned.memory_wanted for owned in behind):
+            return False
+        return self._builds.settled(list(self._owned.values()), behind)
 
     def _progress(self) -> Progress:
-        done = sum(owned.view.position - self._from[p] for p, owned in self._owned.items())
+        done = sum(owned.state.position - self._from[p] for p, owned in self._owned.items())
         total = sum(end - self._from[p] for p, end in self._ends.items())
         return Progress(done, total, sum(owned.unbuilt_rows for owned in self._owned.values()))
 
@@ -191,13 +194,13 @@ class Replay:
     def _keep_up(self, owned: OwnedPartition, log: Log) -> None:
         checkpoint = self._settings.checkpoint
         due = owned.checkpoint_due(time.monotonic(), checkpoint.interval_s, checkpoint.rows)
-        if (due or owned.view.tail_bytes > checkpoint.bytes) and not self._dead_letters.outstanding(owned.partition):
+        if (due or owned.state.tail_bytes > checkpoint.bytes) and not self._dead_letters.outstanding(owned.partition):
             self._checkpoint(owned)
         letters = "waiting for dead letters" if self._dead_letters.full(owned.partition) else None
-        owned.hold_back(log, self._bounds, letters, self._builder.problem)
+        owned.hold_back(log, self._bounds, self._builds.known(owned), letters, self._builder.problem)
 
     def _checkpoint(self, owned: OwnedPartition) -> None:
-        owned.checkpoint()
+        owned.checkpoint(self._builds.known(owned))
         owned.checkpoints.remove_obsolete()
 
 
@@ -210,7 +213,7 @@ def read_before(settings: Settings, collection: Collection, topic: TopicIdentity
     root, found = settings.checkpoint_root, {}
     served = generation.current(root, collection.name)
     for number in range(topic.partitions if served else 0):
-        newest = newest_manifest(Checkpoints(root, collection, served or "", number))
+        newest = Checkpoints(root, collection, served or "", number).newest_manifest()
         if newest is not None and newest.topic_id == topic.topic_id and newest.cluster_id == topic.cluster_id:
             found[(collection.topic, number)] = newest.position
     return found

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from consumer.partition import OwnedPartition
+    from consumer.quantizing import Known
     from consumer.take_over import Waiting
 
 
@@ -31,6 +32,8 @@ class PartitionStatus:
     tail_rows: int
     unbuilt_rows: int
     segments: int
+    quantizer: int
+    uncoded_rows: int
     recalls: tuple[float, ...]
     recall_target: float
     records: int
@@ -40,26 +43,29 @@ class PartitionStatus:
     since_ms: int | None
 
     @classmethod
-    def of(cls, owned: OwnedPartition, now: float) -> PartitionStatus:
-        view = owned.view
+    def of(cls, owned: OwnedPartition, now: float, known: Known | None) -> PartitionStatus:
+        state, version = owned.state, known.version if known else 0
+        entries = [segment.entry for segment in state.segments]
         return cls(
             collection=owned.collection.name,
             topic=owned.partition[0],
             partition=owned.partition[1],
             generation=owned.generation.name,
             end=owned.end,
-            applied=view.position,
+            applied=state.position,
             checkpointed=owned.checkpointed,
             committed=owned.committed,
             checkpoint_version=owned.checkpoint_version,
             checkpoint_age_s=now - owned.checkpoint_at,
             writer_epoch=owned.checkpoints.epoch,
-            live_rows=view.live_rows,
-            dead_rows=view.dead_rows,
-            tail_rows=view.tail_rows,
-            unbuilt_rows=view.unbuilt_rows,
-            segments=len(view.searcher.segments),
-            recalls=tuple(view.searcher.recalls.values()),
+            live_rows=state.live_rows,
+            dead_rows=state.dead_rows,
+            tail_rows=state.tail_rows,
+            unbuilt_rows=owned.unbuilt_rows,
+            segments=len(entries),
+            quantizer=version,
+            uncoded_rows=sum(e.rows for e in entries if known and (e.codes_file is None or e.quantizer != version)),
+            recalls=(known.recall,) if known else tuple(entry.recall for entry in entries if entry.kind == "hnsw"),
             recall_target=owned.index.recall_target,
             records=owned.records,
             bad=dict(owned.bad),

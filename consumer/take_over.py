@@ -7,7 +7,6 @@ served, or the topic is another one. The work is done on side threads, because i
 waits for brokers; the owning thread alone changes what is here.
 """
 
-import contextlib
 import logging
 import threading
 import time
@@ -19,11 +18,11 @@ from tidemark import generation
 from tidemark.caught_up import CaughtUp, now_ms
 from tidemark.checkpoint import Checkpoints, Loaded
 from tidemark.collection import Collection
-from tidemark.errors import BrokerUnreachable, CorruptCheckpoint, LogGap, StaleOwner
+from tidemark.errors import BrokerUnreachable, LogGap, StaleOwner
 from tidemark.generation import Generation
 from tidemark.log import Partition
 from tidemark.log_check import check_log
-from tidemark.manifest import Manifest, TopicIdentity
+from tidemark.manifest import TopicIdentity
 from tidemark.settings import Settings
 from tidemark.topic_watch import TopicFacts, TopicWatch
 from tidemark.view import View
@@ -109,7 +108,7 @@ def take_over(
     """
     partition = (collection.topic, checkpoints.partition)
     for _ in range(CLAIM_ATTEMPTS):
-        newest = newest_manifest(checkpoints)
+        newest = checkpoints.newest_manifest()
         facts = facts_after(watch, time.monotonic())  # asked after it was read: its position is not beyond their end
         bounds = facts.bounds(partition[1])
         if bounds is None:
@@ -133,14 +132,6 @@ def take_over(
     raise StaleOwner(f"{partition[0]}[{partition[1]}]: other writers keep claiming it; not taken over")
 
 
-def newest_manifest(checkpoints: Checkpoints) -> Manifest | None:
-    """The newest manifest that can be read; its files are not looked at, which takes long."""
-    for version in reversed(checkpoints.versions()):
-        with contextlib.suppress(CorruptCheckpoint, FileNotFoundError):
-            return checkpoints.read(version)
-    return None
-
-
 def facts_after(watch: TopicWatch, at: float) -> TopicFacts:
     """What the brokers say, identity included, asked after a monotonic time; raises what the watch says if nothing."""
     deadline = time.monotonic() + FACTS_S
@@ -162,14 +153,14 @@ def _opened(
     loaded: Loaded | None,
     first: int,
 ) -> OwnedPartition:
-    view, as_of_ms = View(collection, partition[1]), now_ms()
+    view, number, as_of_ms = View(collection), partition[1], now_ms()
     if loaded is None:
-        view.open((), first, -1, 0)
+        view.open(number, (), first, -1, 0)
     else:
         manifest = loaded.manifest
-        view.open(loaded.segments, manifest.position, manifest.leader_epoch, manifest.digest)
+        view.open(number, loaded.segments, manifest.position, manifest.leader_epoch, manifest.digest)
         as_of_ms = manifest.caught_up_ms
-    version, position = checkpoints.version, view.position
+    version, position = checkpoints.version, view.partitions[number].position
     return OwnedPartition(
         partition,
         collection,

@@ -30,13 +30,14 @@ ROWS = 200
 
 def make(root: Path) -> View:
     """A segment of each kind, each with dead rows: updated by a later one, or deleted."""
-    checkpoints, view = Checkpoints(root, COLLECTION, "g000001", 0), View(COLLECTION, 0)
+    checkpoints, view = Checkpoints(root, COLLECTION, "g000001", 0), View(COLLECTION)
+    state = view.open(0, [], 0, -1, 0)
     checkpoints.claim(TopicIdentity("cluster", "topic"), None, 0)
     vectors = embeddings(len(KINDS) * ROWS, COLLECTION.dimension)
     quantizer = Versioned(1, Quantizer.train(unit(vectors), COLLECTION.metric, len(vectors), 0.95, seed=1))
     assert Quantizers(root, COLLECTION, "g000001").create(*quantizer)
     for number, kind in enumerate(KINDS):
-        first = view.position
+        first = state.position
         part = vectors[number * ROWS : (number + 1) * ROWS]
         ids = [b"id-%d" % (number * ROWS + n if n % 5 else n) for n in range(ROWS)]  # each fifth replaces one
         messages = [
@@ -45,13 +46,13 @@ def make(root: Path) -> View:
         ]
         messages += [delete(first + ROWS + n, ids[7 * n + 1]) for n in range(5)]
         view.apply(decode({0: messages}, COLLECTION)[0])
-        rows = view.unsaved_rows()
+        rows = view.unsaved_rows(0)
         assert rows is not None
         directory = checkpoints.new_segment_directory()
         parameters = IndexParameters(kind=kind, ann_rows_min=64)
         coded = quantizer if kind == "ivfpq" else None
         entry = write_segment(directory, rows, COLLECTION.metric, parameters, 1, coded)
-        view.saved(Segment(directory, entry, COLLECTION.dimension, COLLECTION.metric))
+        view.saved(0, Segment(directory, entry, COLLECTION.dimension, COLLECTION.metric))
     checkpoints.publish(view, CAUGHT_UP_MS)
     return view
 

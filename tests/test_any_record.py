@@ -16,7 +16,6 @@ from tests.any_record import DIMENSION, Case, any_case, outcome
 from tests.raw_producer import CODECS, RawRecord, produce
 from tests.services import Deployment, wait_until
 from tests.test_crash_points import opened
-from tidemark import searcher
 from tidemark.collection import Collection
 from tidemark.record import decode
 
@@ -144,8 +143,8 @@ def test_any_records_through_kafka_are_searched_or_in_the_dead_letter_topic(depl
     _produce(deployed, cases)
     deployed.wait_until_checkpointed()
     wanted = outcome(cases)
-    rows = searcher.scan([opened(deployed)], None, 1_000)
-    found = {hit.id: searcher.get([opened(deployed)], hit.id) for hit in rows}
+    read = opened(deployed)
+    found = {hit.id: read.get(hit.id) for hit in read.scan()}
     assert {id_: (hit.vector.tobytes(), hit.metadata) for id_, hit in found.items() if hit} == wanted.rows
     letters = _letters(deployed, len(wanted.bad))
     assert letters.keys() == wanted.bad.keys()
@@ -190,5 +189,5 @@ def test_records_beyond_what_the_dead_letter_topic_takes_are_cut_and_the_next_is
     assert letters[0].value() == b"bad" and dict(letters[0].headers())["h0"] == b"x" * 900
     assert len(letters[1].value()) > 3_000 and len(letters[3].value()) > 3_000
     assert letters[2].key() == b"k" * 1024 and letters[2].value() == b""
-    assert searcher.get([opened(deployed)], b"good") is not None
+    assert opened(deployed).get(b"good") is not None
     assert consumer.process.poll() is None

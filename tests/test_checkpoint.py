@@ -13,7 +13,8 @@ import pytest
 
 from tests.messages import delete, upsert
 from tests.rows import quantizer_of
-from tidemark import checkpoint, files, layout, searcher
+from tests.views import live_ids, open_checkpoint
+from tidemark import checkpoint, files, layout
 from tidemark.caught_up import now_ms
 from tidemark.checkpoint import Checkpoints
 from tidemark.collection import Collection, IndexParameters
@@ -38,23 +39,20 @@ def _checkpoints(root: Path, collection: Collection = COLLECTION, grace_s: float
 
 def _owner(root: Path, grace_s: float = 60.0) -> tuple[Checkpoints, View]:
     """A writer that has taken over what is there."""
-    checkpoints, view = _checkpoints(root, grace_s=grace_s), View(COLLECTION, 0)
-    loaded = checkpoints.load()
-    if loaded is not None:
-        manifest = loaded.manifest
-        view.open(loaded.segments, manifest.position, manifest.leader_epoch, manifest.digest)
+    checkpoints, view = _checkpoints(root, grace_s=grace_s), View(COLLECTION)
+    loaded = open_checkpoint(checkpoints, view)
     assert checkpoints.claim(TOPIC, loaded, 0)
     return checkpoints, view
 
 
 def _apply(view: View, count: int) -> None:
-    start = view.position
+    start = view.partitions[0].position
     messages = [upsert(start + i, b"id-%d" % (start + i), [start + i, 1, 2, 3]) for i in range(count)]
     view.apply(decode({0: messages}, COLLECTION)[0])
 
 
 def _delete(view: View, ids: list[bytes]) -> None:
-    messages = [delete(view.position + n, id_) for n, id_ in enumerate(ids)]
+    messages = [delete(view.partitions[0].position + n, id_) for n, id_ in enumerate(ids)]
     view.apply(decode({0: messages}, COLLECTION)[0])
 
 
@@ -70,8 +68,9 @@ def test_a_checkpoint_is_read_back_as_it_was(tmp_path: Path) -> None:
     _apply(view, 10)
     checkpoints.publish(view, CAUGHT_UP_MS)
     again = _owner(tmp_path)[1]
-    assert (again.position, again.digest, again.live_rows) == (view.position, view.digest, 10)
-    assert {hit.id for hit in searcher.scan([again], None, 100)} == {b"id-%d" % i for i in range(10)}
+    found, state = again.partitions[0], view.partitions[0]
+    assert (found.position, found.digest, found.live_rows) == (state.position, state.digest, 10)
+    assert live_ids(again) == {b"id-%d" % i for i in range(10)}
 
 
 def test_a_stale_owner_cannot_publish_after_a_new_one_has_claimed(tmp_path: Path) -> None:
@@ -122,12 +121,12 @@ def test_a_checkpoint_with_any_damaged_file_falls_back_to_the_one_before(tmp_pat
     checkpoints.publish(view, CAUGHT_UP_MS)
     before = set(checkpoints.directory.rglob("*"))
     _apply(view, 300)
-    rows = view.unsaved_rows()
+    rows = view.unsaved_rows(0)
     assert rows is not None
     directory = checkpoints.new_segment_directory()
     entry = write_segment(directory, rows, "l2", IndexParameters(kind="hnsw", ann_rows_min=64), 1, QUANTIZER)
-    view.saved(Segment(directory, entry, 4, "l2"))
-    _add_codes(checkpoints, view.searcher.segments[0], QUANTIZER)
+    view.saved(0, Segment(directory, entry, 4, "l2"))
+    _add_codes(checkpoints, view.partitions[0].segments[0], QUANTIZER)
     _delete(view, [b"id-0", b"id-7"])  # one of each segment
     newest = checkpoints.publish(view, CAUGHT_UP_MS)
     new = [path for path in set(checkpoints.directory.rglob("*")) - before if path.is_file()]
@@ -185,7 +184,7 @@ def test_leftover_temporary_and_unknown_files_do_not_stop_a_start(tmp_path: Path
     (checkpoints.directory / ".manifest-0000000009.json.abc.tmp").write_bytes(b"half")
     (checkpoints.directory / "notes.txt").write_text("mine")
     (checkpoints.directory / "seg-000009-000001").mkdir()
-    assert _owner(tmp_path)[1].live_rows == 5
+    assert _owner(tmp_path)[1].partitions[0].live_rows == 5
 
 
 def _rounds(checkpoints: Checkpoints, view: View, rounds: int) -> None:
@@ -196,9 +195,9 @@ def _rounds(checkpoints: Checkpoints, view: View, rounds: int) -> None:
 
 def _replace_first_segment(view: View) -> Path:
     """Kill every row of the oldest segment, and put a build without rows in its place, as a merge does."""
-    segment = view.searcher.segments[0]
-    _delete(view, [segment.id_of(n) for n in range(segment.rows)])
-    view.install(None, [segment.name], {segment.name: segment.dead_mask()})
+    segment = view.partitions[0].segments[0]
+    _delete(view, [segment.id_of(n) for n in range(segment.row_count)])
+    view.install(0, None, [segment.name], {segment.name: segment.dead_mask()})
     return segment.directory
 
 
@@ -254,7 +253,7 @@ def test_a_reader_takes_codes_that_a_newer_manifest_names_for_a_segment_that_it_
     _rounds(checkpoints, view, 2)
     before = _checkpoints(tmp_path).load()
     assert before is not None
-    path = _add_codes(checkpoints, view.searcher.segments[0], QUANTIZER)
+    path = _add_codes(checkpoints, view.partitions[0].segments[0], QUANTIZER)
     checkpoints.publish(view, CAUGHT_UP_MS)
     whole = path.read_bytes()
     path.write_bytes(_flip(whole))
@@ -272,7 +271,7 @@ def test_codes_that_newer_ones_replaced_are_removed_and_what_is_being_written_is
     checkpoints, view = _owner(tmp_path, grace_s=0)
     _apply(view, 5)
     checkpoints.publish(view, CAUGHT_UP_MS, QUANTIZER)
-    segment = view.searcher.segments[0]
+    segment = view.partitions[0].segments[0]
     with_it = segment.directory / layout.codes_name(1)
     second, third = (quantizer_of(4, version=version) for version in (2, 3))
     added = [_add_codes(checkpoints, segment, second)]
@@ -307,7 +306,7 @@ def test_orphans_are_removed_and_what_is_named_or_being_written_is_not(tmp_path:
     assert not orphan.exists()
     assert building.exists()
     assert later.exists()  # a higher epoch's: its writer came after us
-    assert _owner(tmp_path)[1].live_rows == 12
+    assert _owner(tmp_path)[1].partitions[0].live_rows == 12
 
 
 def test_a_temporary_file_is_removed_when_it_was_left_behind_and_may_vanish_at_any_time(tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from cli.ports import free_port
 from tests.processes import children
 from tests.services import DIMENSION, Deployment, Service, vectors, wait_until
 from tests.test_crash_points import opened
-from tidemark import searcher
 from tidemark.checkpoint import Checkpoints
 from tidemark.service import EXIT_UNAVAILABLE
 from tidemark.topic import Topics
@@ -29,7 +28,7 @@ MakeDeployment = Callable[..., Deployment]
 
 
 def _ids(deployed: Deployment, partition: int = 0) -> set[bytes]:
-    return {hit.id for hit in searcher.scan([opened(deployed, partition)], None, 1_000_000)}
+    return {hit.id for hit in opened(deployed, partition).scan()}
 
 
 def _upserts(count: int, seed: int = 0, prefix: str = "id") -> list[tuple[bytes, bytes]]:
@@ -45,7 +44,7 @@ def test_a_tombstone_deletes_and_the_newest_write_of_an_id_wins(deploy: MakeDepl
     deployed.wait_until_checkpointed()
     view = opened(deployed)
     assert _ids(deployed) == {b"same"}
-    hit = searcher.get([view], b"same")
+    hit = view.get(b"same")
     assert hit is not None and np.array_equal(hit.vector, rows[-1])
 
 
@@ -255,13 +254,13 @@ def test_a_log_that_starts_after_the_checkpoint_stops_the_partition(deploy: Make
 
 
 def test_a_builder_that_is_killed_is_started_again(deploy: MakeDeployment) -> None:
-    deployed = deploy()
+    deployed = deploy(**{"collections.docs.index": {"kind": "hnsw", "ann_rows_min": 256}})
     consumer = deployed.start("consumer")
     deployed.produce(_upserts(2_000))
-    wait_until(lambda: "built ivfpq" in consumer.text, 30, consumer.text)
+    wait_until(lambda: "built hnsw" in consumer.text, 30, consumer.text)
     os.kill(children(consumer.process.pid).pop(), signal.SIGKILL)
     deployed.produce(_upserts(2_000, prefix="more"))
-    wait_until(lambda: consumer.text.count("built ivfpq") >= 2, 30, consumer.text)
+    wait_until(lambda: consumer.text.count("built hnsw") >= 2, 30, consumer.text)
     assert consumer.process.poll() is None
 
 
@@ -311,12 +310,12 @@ def test_replay_with_another_index_makes_the_same_state_and_switches_to_it(deplo
     consumer = deployed.start("consumer")
     deployed.produce([*_upserts(3_000), *((f"id-{i}".encode(), None) for i in range(0, 3_000, 5))])
     deployed.wait_until_checkpointed()
-    before = [(opened(deployed, p).digest, opened(deployed, p).position) for p in (0, 1)]
+    before = [(opened(deployed, p).state.digest, opened(deployed, p).state.position) for p in (0, 1)]
     replay = deployed.start("consumer", "replay", "docs", "--index", '{"kind": "hnsw"}')
     assert replay.process.wait(60) == 0, replay.text
     wait_until(lambda: "generation g000002" in consumer.text, 20, consumer.text)
-    assert [(opened(deployed, p).digest, opened(deployed, p).position) for p in (0, 1)] == before
-    assert {segment.kind for segment in opened(deployed).searcher.segments} == {"hnsw"}
+    assert [(opened(deployed, p).state.digest, opened(deployed, p).state.position) for p in (0, 1)] == before
+    assert {segment.kind for segment in deployed.newest_manifest().segments} == {"hnsw"}
     deployed.produce(_upserts(100, prefix="later"))
     deployed.wait_until_checkpointed()
     assert sum(len(_ids(deployed, partition)) for partition in (0, 1)) == 2_500

@@ -15,7 +15,7 @@ from consumer.indexer import Indexer
 from tests.services import Deployment, Service, vectors, wait_until
 from tests.test_consumer import applied
 from tests.test_crash_points import opened
-from tidemark import files, searcher
+from tidemark import files
 from tidemark.errors import FsyncFailed
 
 pytestmark = pytest.mark.kafka
@@ -28,7 +28,7 @@ def _produce(deployed: Deployment, count: int, prefix: str) -> None:
 
 
 def _live_ids(deployed: Deployment) -> int:
-    return len({hit.id for hit in searcher.scan([opened(deployed)], None, 1_000_000)})
+    return len({hit.id for hit in opened(deployed).scan()})
 
 
 def _has_ended(consumer: Service) -> bool:

@@ -2,16 +2,20 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 from tests.services import Deployment, Service, vectors, wait_until
+from tests.views import open_checkpoint
 from tidemark import searcher
 from tidemark.checkpoint import Checkpoints
 from tidemark.generation import current
+from tidemark.mirror import ViewMirror
+from tidemark.searcher import Hit
 from tidemark.topic import Topics
-from tidemark.view import View
+from tidemark.view import PartitionState, View
 
 # Each step, at an occurrence that lies in the middle of work: `name:n` is the n-th time it is reached.
 STEPS = [
@@ -29,20 +33,38 @@ STEPS = [
     "obsolete-removed:3",
     "installed",
 ]
-BUILDER_STEPS = ["build-read", "build-written"]
+BUILDER_STEPS = ["quantizer-durable", "codes-durable", "build-read", "build-written"]
 
 
-def opened(deployed: Deployment, partition: int = 0) -> View:
-    """The newest checkpoint, read as a restarting service reads it."""
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The newest checkpoints of some partitions, read as a restarting service reads them."""
+
+    view: View
+    mirror: ViewMirror
+
+    @property
+    def state(self) -> PartitionState:
+        """Of the first partition."""
+        return next(iter(self.view.partitions.values()))
+
+    def scan(self) -> list[Hit]:
+        return list(searcher.scan(self.mirror, None, 1_000_000))
+
+    def get(self, id_: bytes) -> Hit | None:
+        return searcher.get(self.mirror, id_)
+
+
+def opened(deployed: Deployment, *partitions: int) -> Opened:
+    """Partition 0 if none is named."""
     collection = deployed.settings.collection("docs")
     generation = current(deployed.checkpoints, "docs")
     assert generation is not None
-    loaded = Checkpoints(deployed.checkpoints, collection, generation, partition).load()
-    assert loaded is not None
-    view = View(collection, partition)
-    manifest = loaded.manifest
-    view.open(loaded.segments, manifest.position, manifest.leader_epoch, manifest.digest)
-    return view
+    view = View(collection, shared=True)
+    for partition in partitions or (0,):
+        checkpoints = Checkpoints(deployed.checkpoints, collection, generation, partition)
+        assert open_checkpoint(checkpoints, view) is not None
+    return Opened(view, ViewMirror(collection, view.place))
 
 
 def _produce_round(deployed: Deployment, number: int, state: dict[bytes, bytes]) -> None:
@@ -55,10 +77,9 @@ def _produce_round(deployed: Deployment, number: int, state: dict[bytes, bytes])
         del state[key]
 
 
-def _assert_equals(views: list[View], state: dict[bytes, bytes]) -> None:
-    found = {hit.id: np.array(hit.vector).tobytes() for hit in searcher.scan(views, None, 1_000_000)}
-    assert found == state
-    answer = searcher.search(views, vectors(20, 99), 50, exact=True)
+def _assert_equals(found: Opened, state: dict[bytes, bytes]) -> None:
+    assert {hit.id: np.array(hit.vector).tobytes() for hit in found.scan()} == state
+    answer = searcher.search(found.mirror, vectors(20, 99), 50, exact=True)
     for hits in answer.hits:
         assert len({hit.id for hit in hits}) == len(hits) == 50
 
@@ -86,11 +107,11 @@ def test_a_kill_at_this_step_loses_nothing_and_doubles_nothing(step: str, deploy
     deployed.wait_until_checkpointed()
     _assert_built(deployed)
     assert restarted.terminate() == 0
-    view = opened(deployed)
-    _assert_equals([view], state)
+    found = opened(deployed)
+    _assert_equals(found, state)
     topics = Topics(deployed.settings.kafka)
     committed = topics.committed(deployed.topic, [(deployed.topic, 0)])
-    assert committed[(deployed.topic, 0)].offset <= view.position
+    assert committed[(deployed.topic, 0)].offset <= found.state.position
 
 
 @pytest.mark.kafka
@@ -120,9 +141,9 @@ def test_owners_of_two_partitions_killed_one_after_another_lose_nothing_and_doub
     last = deployed.start("consumer")
     deployed.wait_until_checkpointed()
     assert last.terminate() == 0
-    views = [opened(deployed, partition) for partition in range(2)]
-    assert all(view.live_rows for view in views)
-    _assert_equals(views, state)
+    found = opened(deployed, 0, 1)
+    assert all(each.live_rows for each in found.view.partitions.values())
+    _assert_equals(found, state)
 
 
 def _is_killed(service: Service, step: str) -> bool:
@@ -131,4 +152,7 @@ def _is_killed(service: Service, step: str) -> bool:
 
 
 def _assert_built(deployed: Deployment) -> None:
-    wait_until(lambda: any(segment.is_built for segment in opened(deployed).searcher.segments), 30, "a built segment")
+    def is_built() -> bool:
+        return all(segment.codes_file for segment in deployed.newest_manifest().segments)
+
+    wait_until(is_built, 30, "all rows have codes")

@@ -12,6 +12,7 @@ import pytest
 
 from tests.messages import delete, upsert
 from tests.rows import embeddings, quantizer_of, rows_of
+from tests.views import open_checkpoint
 from tidemark import files, generation, layout
 from tidemark.checkpoint import Checkpoints
 from tidemark.collection import Collection, IndexKind, IndexParameters
@@ -29,17 +30,15 @@ READS = ("listing", "reading", "looking for")
 
 
 def _owner(root: Path, grace_s: float = 60.0) -> tuple[Checkpoints, View]:
-    checkpoints, view = Checkpoints(root, COLLECTION, "g000001", 0, grace_s=grace_s), View(COLLECTION, 0)
-    loaded = checkpoints.load()
-    if loaded is not None:
-        view.open(loaded.segments, loaded.manifest.position, -1, loaded.manifest.digest)
+    checkpoints, view = Checkpoints(root, COLLECTION, "g000001", 0, grace_s=grace_s), View(COLLECTION)
+    loaded = open_checkpoint(checkpoints, view)
     assert checkpoints.claim(TOPIC, loaded, 0)
     return checkpoints, view
 
 
 def _apply(view: View, count: int) -> None:
     """So many records: each third deletes one of before, so that segments on disk get dead rows."""
-    at = view.position
+    at = view.partitions[0].position
     messages = [
         delete(n, b"%d" % (n // 2)) if n % 3 == 2 else upsert(n, b"%d" % n, [n, 1, 2, 3]) for n in range(at, at + count)
     ]
@@ -48,17 +47,20 @@ def _apply(view: View, count: int) -> None:
 
 def _state(root: Path) -> tuple[int, int]:
     """Position and digest of what a restart finds; every file of it is whole."""
-    loaded = Checkpoints(root, COLLECTION, "g000001", 0).load()
+    view = View(COLLECTION)
+    loaded = open_checkpoint(Checkpoints(root, COLLECTION, "g000001", 0), view)
     assert loaded is not None and loaded.damaged == []
-    view = View(COLLECTION, 0)
-    view.open(loaded.segments, loaded.manifest.position, -1, loaded.manifest.digest)
-    return view.position, view.digest
+    return _state_of(view)
+
+
+def _state_of(view: View) -> tuple[int, int]:
+    return view.partitions[0].position, view.partitions[0].digest
 
 
 def _unnamed(checkpoints: Checkpoints, view: View) -> set[str]:
     """Files of the directory that neither a manifest nor the view knows."""
     entries = [entry for version in checkpoints.versions() for entry in checkpoints.read(version).segments]
-    entries += [segment.entry for segment in view.searcher.segments]
+    entries += [segment.entry for segment in view.segments]
     known = {f"{entry.name}/{name}" for entry in entries for name in entry.files} | {entry.name for entry in entries}
     known |= {layout.manifest_name(version) for version in checkpoints.versions()}
     every = {str(path.relative_to(checkpoints.directory)) for path in checkpoints.directory.rglob("*")}
@@ -101,11 +103,11 @@ def test_whichever_operation_of_a_checkpoint_fails_the_one_before_stays_and_the_
         if not failing.failed:
             break
         failed += 1
-        assert told or _state(root) == (view.position, view.digest)  # what was removed made room
-        assert _state(root) in (before, (view.position, view.digest))
+        assert told or _state(root) == _state_of(view)  # what was removed made room
+        assert _state(root) in (before, _state_of(view))
         assert _unnamed(checkpoints, view) == set()
         checkpoints.publish(view, 0, QUANTIZER)
-        assert _state(root) == (view.position, view.digest)
+        assert _state(root) == _state_of(view)
         assert _unnamed(checkpoints, view) == set()
     assert failed >= 12
 
@@ -151,7 +153,7 @@ def test_to_make_room_nothing_is_removed_that_the_next_manifest_names(tmp_path: 
     with files.watched(lambda operation, path: _full_at(operation, path, "manifest-")):
         assert failing_publish(checkpoints, view)
     checkpoints.publish(view, 0, QUANTIZER)
-    assert _state(tmp_path) == (view.position, view.digest)
+    assert _state(tmp_path) == _state_of(view)
 
 
 def _full_at(operation: str, path: Path, name: str) -> None:
@@ -227,7 +229,7 @@ def test_after_a_failed_fsync_the_process_writes_nothing_and_the_next_one_goes_o
         checkpoints, view = _about_to_publish(root)
         before = _state(root)
         _in_a_process(partial(_assert_writes_nothing_after_fsync, number, checkpoints, view))
-        assert _state(root)[0] in (before[0], view.position)
+        assert _state(root)[0] in (before[0], view.partitions[0].position)
         heir, again = _owner(root, grace_s=0)
         _apply(again, 30)
         heir.publish(again, 0)
@@ -276,7 +278,7 @@ def test_a_full_disk_is_told_and_keeps_the_last_checkpoint_until_there_is_room(s
         assert _unnamed(checkpoints, view) == set()
     ballast.unlink()
     checkpoints.publish(view, 0, QUANTIZER)
-    assert _state(small_disk) == (view.position, view.digest)
+    assert _state(small_disk) == _state_of(view)
 
 
 def test_a_full_disk_is_given_back_what_is_obsolete_and_the_checkpoint_passes(small_disk: Path) -> None:
@@ -291,7 +293,7 @@ def test_a_full_disk_is_given_back_what_is_obsolete_and_the_checkpoint_passes(sm
     _apply(view, 300)
     checkpoints.publish(view, 0, QUANTIZER)
     assert not orphan.exists() and not oldest.exists()
-    assert _state(small_disk) == (view.position, view.digest)
+    assert _state(small_disk) == _state_of(view)
 
 
 def test_who_takes_over_on_a_full_disk_is_given_back_what_a_dead_writer_left(small_disk: Path) -> None:

@@ -43,11 +43,13 @@ class Writer:
     def claim(self, loaded: Loaded | None) -> bool:
         claimed = self.checkpoints.claim(TOPIC, loaded, 0)
         if claimed:
-            self.view = View(COLLECTION, 0)
-            if loaded is not None:
+            self.view = View(COLLECTION)
+            if loaded is None:
+                self.view.open(0, [], 0, -1, 0)
+            else:
                 manifest = loaded.manifest
-                self.view.open(loaded.segments, manifest.position, manifest.leader_epoch, manifest.digest)
-            self.started.append((self.checkpoints.epoch, self.view.position))
+                self.view.open(0, loaded.segments, manifest.position, manifest.leader_epoch, manifest.digest)
+            self.started.append((self.checkpoints.epoch, self.view.partitions[0].position))
         return claimed
 
     def take_over(self) -> "Writer":
@@ -62,7 +64,7 @@ class Writer:
 
     def apply(self, count: int) -> "Writer":
         """Records as they are on the log: by its offset each is the same for every writer."""
-        offsets = range(self.view.position, self.view.position + count)
+        offsets = range(self.view.partitions[0].position, self.view.partitions[0].position + count)
         messages = [
             delete(n, b"id-%d" % (n // 2)) if n % 3 == 2 else upsert(n, b"id-%d" % n, [n, 1, 2, 3]) for n in offsets
         ]
@@ -92,13 +94,14 @@ def _assert_whole(root: Path, writers: list[Writer]) -> None:
         for entry in checkpoints.read(version).segments:
             for name, file in entry.files.items():
                 verify_file(checkpoints.directory / entry.name / name, file)
-    view = View(COLLECTION, 0)
-    view.open(loaded.segments, loaded.manifest.position, -1, loaded.manifest.digest)
+    view = View(COLLECTION)
+    view.open(0, loaded.segments, loaded.manifest.position, -1, loaded.manifest.digest)
     expected = Writer(root)
-    expected.view = View(COLLECTION, 0)
-    expected.view.open((), 0, -1, 0)
-    expected.apply(view.position)
-    assert (view.digest, view.live_rows) == (expected.view.digest, expected.view.live_rows)
+    expected.view = View(COLLECTION)
+    expected.view.open(0, (), 0, -1, 0)
+    expected.apply(view.partitions[0].position)
+    found, should_be = view.partitions[0], expected.view.partitions[0]
+    assert (found.digest, found.live_rows) == (should_be.digest, should_be.live_rows)
 
 
 def test_an_owner_that_slept_while_its_next_versions_became_free_publishes_nothing(tmp_path: Path) -> None:
@@ -184,8 +187,8 @@ def test_an_owner_publishes_before_the_heir_takes_over_or_not_at_all_in_any_orde
         owner, heir = Writer(root).take_over().apply(10).publish().apply(5), Writer(root)
         steps = turns.run([owner.publish, heir.take_over], [0, 1, *order])
         taken = max(taken[0], steps[0]), max(taken[1], steps[1])
-        assert heir.view.position >= owner.committed[-1]
-        assert owner.stale or heir.view.position == 15
+        assert heir.view.partitions[0].position >= owner.committed[-1]
+        assert owner.stale or heir.view.partitions[0].position == 15
         heir.apply(5).publish()
         owner.apply(5).publish()
         assert owner.stale and not heir.stale

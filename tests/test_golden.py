@@ -9,9 +9,11 @@ import pytest
 from tests.golden import CAUGHT_UP_MS, COLLECTION, KINDS, ROOTS, ROWS
 from tests.messages import delete
 from tests.rows import embeddings
+from tests.views import open_checkpoint
 from tidemark import searcher
 from tidemark.checkpoint import Checkpoints
 from tidemark.manifest import FORMAT, TopicIdentity
+from tidemark.mirror import ViewMirror
 from tidemark.quantizers import Quantizers
 from tidemark.record import decode
 from tidemark.view import View
@@ -28,19 +30,19 @@ def test_there_is_a_checkpoint_of_each_format_and_it_says_so() -> None:
 def test_a_checkpoint_of_an_earlier_format_is_taken_over_and_goes_on_in_this_one(root: Path, tmp_path: Path) -> None:
     shutil.copytree(root, tmp_path, dirs_exist_ok=True)
     owner = Checkpoints(tmp_path, COLLECTION, "g000001", 0, grace_s=0)
-    loaded = owner.load()
+    view = View(COLLECTION)
+    loaded = open_checkpoint(owner, view)
     assert loaded is not None
     assert owner.claim(TopicIdentity("cluster", "topic"), loaded, 0)
-    view, manifest = View(COLLECTION, 0), loaded.manifest
-    view.open(loaded.segments, manifest.position, manifest.leader_epoch, manifest.digest)
+    state = view.partitions[0]
     for number in range(4):
-        deleted = [delete(view.position + n, b"id-%d" % (200 * n + 50 + number)) for n in range(3)]
+        deleted = [delete(state.position + n, b"id-%d" % (200 * n + 50 + number)) for n in range(3)]
         view.apply(decode({0: deleted}, COLLECTION)[0])
         assert owner.publish(view, CAUGHT_UP_MS).format == FORMAT
         owner.remove_obsolete()
     again = Checkpoints(tmp_path, COLLECTION, "g000001", 0).load()
     assert again is not None and again.damaged == []
-    assert sum(segment.live_count for segment in again.segments) == view.live_rows
+    assert sum(segment.live_count for segment in again.segments) == state.live_rows
     dead = [path.name for path in tmp_path.rglob("dead-*.bits")]
     assert dead and all(name.startswith("dead-000002-") for name in dead)  # older ones were obsolete
 
@@ -58,7 +60,8 @@ def test_the_codes_of_a_checkpoint_are_those_of_the_quantizer_beside_it() -> Non
 
 @pytest.mark.parametrize("number", ROOTS)
 def test_a_checkpoint_of_each_format_is_read_and_searched(number: int) -> None:
-    loaded = Checkpoints(ROOTS[number], COLLECTION, "g000001", 0).load()
+    view = View(COLLECTION, shared=True)
+    loaded = open_checkpoint(Checkpoints(ROOTS[number], COLLECTION, "g000001", 0), view)
     assert loaded is not None
     assert loaded.damaged == []
     manifest = loaded.manifest
@@ -69,15 +72,14 @@ def test_a_checkpoint_of_each_format_is_read_and_searched(number: int) -> None:
         ("flat", 195, 0),
     ]
     assert [segment.codes is not None for segment in loaded.segments] == [number > 2, False, False]
-    view = View(COLLECTION, 0)
-    view.open(loaded.segments, loaded.manifest.position, loaded.manifest.leader_epoch, loaded.manifest.digest)
-    assert (view.position, f"{view.digest:016x}", view.live_rows) == (615, "8369b2917ba15ffa", 507)
+    state, mirror = view.partitions[0], ViewMirror(COLLECTION, view.place)
+    assert (state.position, f"{state.digest:016x}", state.live_rows) == (615, "8369b2917ba15ffa", 507)
     vectors = searcher.prepare_queries(embeddings(3 * ROWS, COLLECTION.dimension), COLLECTION)
     for place, kind in enumerate(KINDS):
-        hits = searcher.search([view], vectors[place * ROWS + 3 : place * ROWS + 4], 1).hits[0]
+        hits = searcher.search(mirror, vectors[place * ROWS + 3 : place * ROWS + 4], 1).hits[0]
         assert [hit.id for hit in hits] == [b"id-%d" % (place * ROWS + 3)]
         assert hits[0].metadata == b'{"kind":"%s"}' % kind.encode()
-        assert searcher.get([view], b"id-%d" % (place * ROWS + 1)) is None
-    exact, found = (searcher.search([view], vectors, 10, exact=exact).hits for exact in (True, False))
+        assert searcher.get(mirror, b"id-%d" % (place * ROWS + 1)) is None
+    exact, found = (searcher.search(mirror, vectors, 10, exact=exact).hits for exact in (True, False))
     same = sum(len({hit.id for hit in a} & {hit.id for hit in b}) for a, b in zip(exact, found, strict=True))
     assert same >= 0.95 * 10 * len(vectors)

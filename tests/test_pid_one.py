@@ -96,9 +96,9 @@ def test_a_consumer_is_not_held_up_at_its_stop_by_a_member_that_was_killed(deplo
     assert waiting.text.endswith("stopped cleanly\n")
 
 
-def test_a_consumer_that_is_process_1_builds_indexes(deploy: MakeDeployment) -> None:
+def test_a_consumer_that_is_process_1_trains_and_codes(deploy: MakeDeployment) -> None:
     deployed = deploy()
     consumer = deployed.start("consumer", within=pid_one.unshare())
     deployed.produce((f"id-{i}".encode(), row.tobytes()) for i, row in enumerate(vectors(2_000)))
-    wait_until(lambda: "built ivfpq" in consumer.text or "builder failed" in consumer.text, 30, "a build")
+    wait_until(lambda: ": coded " in consumer.text or "builder failed" in consumer.text, 30, "rows are coded")
     assert "builder failed" not in consumer.text

@@ -88,13 +88,14 @@ def test_a_consumers_partition_from_which_nothing_comes_although_its_log_grows_i
         indexer._builder.stop()
         log.close()
         indexer._take_overs.shutdown()
+        indexer._quantizers.close()
         indexer._dead_letters.close()
         for watch in indexer._watches.values():
             watch.close()
 
 
 def _position(indexer: Indexer, partition: tuple[str, int]) -> int:
-    return indexer._owned[partition].view.position if partition in indexer._owned else -1
+    return indexer._owned[partition].state.position if partition in indexer._owned else -1
 
 
 def test_a_replicas_partition_from_which_nothing_comes_although_its_log_grows_is_read_again(

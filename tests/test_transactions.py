@@ -12,7 +12,6 @@ from tests.services import DIMENSION, Deployment, vectors, wait_until
 from tests.test_consumer import _ids, _upserts
 from tests.test_crash_points import opened
 from tests.transactions import Transactions
-from tidemark import searcher
 from tidemark.topic import Topics
 
 pytestmark = pytest.mark.kafka
@@ -68,7 +67,7 @@ def test_what_is_committed_is_applied_what_is_aborted_never_and_positions_pass_t
     kept = {key for key, _ in _upserts(100)} - {b"id-1"}
     assert (_ids(deployed, 0), _ids(deployed, 1)) == (kept, set())
     assert _digests(deployed) == _checkpointed_digests(deployed)
-    hit = searcher.get([opened(deployed)], b"id-5")
+    hit = opened(deployed).get(b"id-5")
     assert hit is not None and np.array_equal(hit.vector, vectors(100)[5])  # not the aborted update's
     assert first.terminate() == 0
     writer.committed(_upserts(10, seed=4, prefix="later"))

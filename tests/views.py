@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from tidemark.ann.quantizer import Quantizer
+from tidemark.checkpoint import Checkpoints, Loaded
 from tidemark.collection import Collection
 from tidemark.collection_index import CollectionIndex
 from tidemark.record import Message, decode
-from tidemark.view import View
+from tidemark.view import Part, View
 
 
 def opened(collection: Collection, partitions: Sequence[int] = (0,), tail_rows: int | None = None) -> View:
@@ -26,6 +27,25 @@ def apply(view: View, messages: Sequence[Message]) -> None:
     for message in messages:
         runs.setdefault(message.partition() or 0, []).append(message)
     view.apply(decode(runs, view.collection)[0])
+
+
+def open_checkpoint(checkpoints: Checkpoints, view: View) -> Loaded | None:
+    """Have a view become the newest checkpoint of a partition, an empty partition without one; and what was loaded."""
+    loaded, number = checkpoints.load(), checkpoints.partition
+    if loaded is None:
+        view.open(number, [], 0, -1, 0)
+    else:
+        manifest = loaded.manifest
+        view.open(number, loaded.segments, manifest.position, manifest.leader_epoch, manifest.digest)
+    return loaded
+
+
+def live_ids(view: View) -> set[bytes]:
+    """The ids of all rows of a view that live, in memory and in segments; each is there once."""
+    parts: Iterable[Part] = (*view.segments, *view.tails)
+    found = [part.id_of(row) for part in parts for row in part.live.numbers().tolist()]
+    assert len(set(found)) == len(found)
+    return set(found)
 
 
 def codes_made(index: CollectionIndex, timeout_s: float = 30.0) -> None:

@@ -53,7 +53,6 @@ class Loaded:
 class Checkpoints:
     """The checkpoints of one partition, read by anyone, written by the claim's holder.
 
-    `shared`: the segments it opens may be searched by other processes too.
     `grace_s`: how long an obsolete manifest and its files stay for readers.
     """
 
@@ -63,11 +62,10 @@ class Checkpoints:
         collection: Collection,
         generation: str,
         partition: int,
-        shared: bool = False,
         grace_s: float = GRACE_S,
     ) -> None:
+        self.root = root
         self.collection = collection
-        self._shared = shared
         self._grace_s = grace_s
         self.generation = generation
         self.partition = partition
@@ -91,6 +89,13 @@ class Checkpoints:
         manifest = parse(files.read(path), str(path))
         self._check_identity(manifest, path)
         return manifest
+
+    def newest_manifest(self) -> Manifest | None:
+        """The newest manifest that can be read; its files are not looked at, which takes long."""
+        for version in reversed(self.versions()):
+            with contextlib.suppress(CorruptCheckpoint, FileNotFoundError):
+                return self.read(version)
+        return None
 
     def _check_identity(self, manifest: Manifest, path: Path) -> None:
         ours = self.collection.identity()
@@ -159,7 +164,7 @@ class Checkpoints:
 
     def _open(self, entry: SegmentEntry, verified: Iterable[str] = ()) -> Segment:
         directory, collection = self.directory / entry.name, self.collection
-        return Segment(directory, entry, collection.dimension, collection.metric, set(verified), self._shared)
+        return Segment(directory, entry, collection.dimension, collection.metric, self.partition, set(verified))
 
     # -- write ---------------------------------------------------------------------------------------------
 
@@ -243,7 +248,7 @@ class Checkpoints:
         return max(epochs)
 
     def publish(self, view: View, caught_up_ms: int, quantizer: Versioned | None = None) -> Manifest:
-        """Make the view durable: after this returns, everything before its position may be committed.
+        """Make our partition of the view durable: after this returns, all before its position may be committed.
 
         `caught_up_ms` is when the view was last known to hold all of the log. Few rows get codes of the `quantizer`
         as they are written. Raises StaleOwner when another writer
@@ -262,7 +267,7 @@ class Checkpoints:
             return self._publish(view, caught_up_ms, quantizer)
         except StoreFull:
             # The files that the next manifest is to name are on disk, and no manifest names them yet.
-            entries = [segment.entry for segment in view.searcher.segments]
+            entries = [segment.entry for segment in view.partitions[self.partition].segments]
             if not self._remove_obsolete({f"{entry.name}/{name}" for entry in entries for name in entry.files}):
                 raise
         return self._publish(view, caught_up_ms, quantizer)
@@ -271,7 +276,8 @@ class Checkpoints:
         assert self._newest is not None
         self._save_tails(view, quantizer)
         number, self._next_dead_rows = self._next_dead_rows, self._next_dead_rows + 1
-        for segment in view.searcher.segments:
+        state = view.partitions[self.partition]
+        for segment in state.segments:
             segment.save_dead_rows(self.epoch, number)
         reach("dead-rows-durable")
         manifest = msgspec.structs.replace(
@@ -279,10 +285,10 @@ class Checkpoints:
             version=self._newest.version + 1,
             created_ms=now_ms(),
             caught_up_ms=caught_up_ms,
-            position=view.position,
-            leader_epoch=view.leader_epoch,
-            digest=view.digest,
-            segments=[segment.entry for segment in view.searcher.segments],
+            position=state.position,
+            leader_epoch=state.leader_epoch,
+            digest=state.digest,
+            segments=[segment.entry for segment in state.segments],
         )
         created = self._create(manifest)
         reach("manifest-durable")
@@ -312,16 +318,16 @@ class Checkpoints:
         self._fence.check()
 
     def _save_tails(self, view: View, quantizer: Versioned | None) -> None:
-        rows = view.unsaved_rows()
+        rows = view.unsaved_rows(self.partition)
         if rows is None:
-            view.saved(None)
+            view.saved(self.partition, None)
             return
         directory = self.new_segment_directory()
         few = rows.vectors.size <= CODED_AT_ONCE
         entry = write_segment(directory, rows, self.collection.metric, _FLAT, 0, quantizer if few else None)
         reach("flat-durable")
         try:
-            view.saved(self._open(entry, verified=entry.files))  # just hashed as they were written
+            view.saved(self.partition, self._open(entry, verified=entry.files))  # just hashed as they were written
         except (StoreUnavailable, CorruptCheckpoint) as error:
             remove_segment_files(directory)
             raise StoreUnavailable(str(error)) from error

@@ -216,7 +216,7 @@ class Stack:
         self.engine.run(
             "exec", "--interactive", "api", "tidemark", "produce", "docs", "-", text="".join(_more_rows(MORE_ROWS))
         )
-        self.wait("the consumer has built", lambda: "built ivfpq" in self.engine.logs("consumer"))
+        self.wait("the consumer has built", lambda: ": coded " in self.engine.logs("consumer"))
         assert "builder failed" not in self.engine.logs("consumer")
         assert "json.loads" in self.found("parse a json string")
         say("a consumer that is process 1 has built an index")
