@@ -23,6 +23,8 @@ from tidemark import files, layout
 from tidemark.ann.graph import Graph
 from tidemark.collection import Metric
 from tidemark.errors import CorruptCheckpoint
+from tidemark.filters import columns_file
+from tidemark.filters.columns import Columns
 from tidemark.live_rows import LiveRows
 from tidemark.manifest import FileEntry, SegmentEntry
 from tidemark.row_space import Mapping, VectorSpace
@@ -128,6 +130,15 @@ class Segment:
     def has_graph(self) -> bool:
         """Whether it has an HNSW graph of its own."""
         return self.entry.kind == "hnsw"
+
+    @cached_property
+    def meta(self) -> Columns | None:
+        """The columns of the metadata; None when they were never made, and filters read the JSON."""
+        if self.metadata.null_count == self.row_count:
+            return Columns(self.row_count, {}, {})
+        if layout.META not in self.entry.files:
+            return None
+        return columns_file.read(self.directory / layout.META, self.row_count)
 
     @cached_property
     def graph(self) -> Graph:

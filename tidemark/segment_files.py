@@ -24,6 +24,8 @@ from tidemark.ann.quantizer import OUTLIER, Encoded, Quantizer
 from tidemark.collection import IndexParameters, Metric
 from tidemark.crash_point import reach
 from tidemark.errors import CorruptCheckpoint, StoreUnavailable
+from tidemark.filters import columns_file
+from tidemark.filters.joining import columns_of
 from tidemark.manifest import CodesEntry, FileEntry, SegmentEntry
 from tidemark.quantizers import Versioned
 from tidemark.rows import Rows
@@ -71,6 +73,10 @@ def _written(
     with files.writing(directory / layout.ROWS) as file:
         _write_columns(file, rows)
     names = [layout.VECTORS, layout.ROWS]
+    if rows.metadata.null_count < len(rows):
+        with files.writing(directory / layout.META) as file:
+            columns_file.write(file, columns_of(rows.metadata))
+        names.append(layout.META)
     entry = SegmentEntry(name=directory.name, kind="flat", rows=len(rows), files={})
     if parameters.kind == "hnsw" and len(rows) >= max(parameters.ann_rows_min, graph.ROWS_LEAST):
         built = Graph.build(rows.vectors, metric, parameters, seed)
