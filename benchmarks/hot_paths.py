@@ -1,7 +1,7 @@
 """Where the microseconds of a search, of a record and of a build go: `make bench-hot-paths`.
 
 One thread, one process, no Kafka, warm caches: what the code costs by itself, step by step; HTTP by itself too.
-A search sees the state of a replica under ingestion: two indexed segments and a tail with codes of most of its rows.
+A search sees the state of a replica under ingestion: rows of segments and of tails in the lists, and the newest rows.
 Medians in microseconds over SIFT queries.
 """
 
@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,20 @@ from numpy.typing import NDArray
 
 from benchmarks import machine, sift
 from benchmarks.client import connected
-from benchmarks.growth import rows_of
+from benchmarks.copies import Copies
+from benchmarks.growth import Replica, trained
 from cli.ports import free_port
 from tidemark import searcher
-from tidemark.ann import index, pq
-from tidemark.ann.exact import nearest_of_many, use_one_thread_per_search
-from tidemark.collection import Collection, IndexParameters
+from tidemark.ann.exact import rank, use_one_thread_per_search
+from tidemark.ann.lists import OUTLIER, Lists
+from tidemark.ann.quantizer import Quantizer
+from tidemark.collection import Collection
+from tidemark.collection_index import SAMPLE_ROWS
 from tidemark.record import decode
-from tidemark.segment import Segment
-from tidemark.segment_files import write_segment
 from tidemark.view import View
 
 COLLECTION = Collection("sift", "sift", sift.DIMENSION, "l2", format="raw")
-INDEXED, NEW, BATCH = (400_000, 100_000), 200_000, 400
+INDEXED, NEW, BATCH = 500_000, 200_000, 400
 BACKLOG, BACKLOG_BATCH = 200_000, 4_000
 ROUNDS, REQUESTS, K = 1_000, 10_000, 10
 
@@ -44,17 +46,6 @@ def median_us(work: Callable[[int], Any], rounds: int = ROUNDS) -> float:
         work(number)
         times[max(0, number)] = time.perf_counter() - before
     return float(np.median(times)) * 1e6
-
-
-def segments(data: sift.Sift, directory: Path) -> list[Segment]:
-    made: list[Segment] = []
-    first = 0
-    for rows in INDEXED:
-        path = directory / f"{len(made)}"
-        entry = write_segment(path, rows_of(data, range(first, first + rows)), "l2", IndexParameters(), seed=1)
-        made.append(Segment(path, entry, sift.DIMENSION, "l2", shared=True))
-        first += rows
-    return made
 
 
 def messages(data: sift.Sift, rows: Sequence[int], first_offset: int) -> list[Any]:
@@ -83,75 +74,54 @@ def timed(view: View, batch: Sequence[Any]) -> NDArray[np.float64]:
 
 def backlog_path(data: sift.Sift) -> dict[str, float]:
     """A follower's first catching up: large batches of rows that are all new, in memory that is shared."""
-    view, spent = View(COLLECTION, 0, shared=True), np.zeros(2)
+    view, spent = View(COLLECTION, shared=True), np.zeros(2)
+    view.open(0, [], 0, -1, 0)
     for first in range(0, BACKLOG, BACKLOG_BATCH):
         spent += timed(view, messages(data, range(first, first + BACKLOG_BATCH), first))
     decoding, applying = spent / BACKLOG * 1e6
     return {"backlog: decode, a record": decoding, "backlog: apply, a record": applying}
 
 
-def record_path(data: sift.Sift, view: View) -> dict[str, float]:
-    """Half of the records are new, the other half replace rows of segments; codes are made as they come."""
-    found = sum(INDEXED)
-    random = np.random.default_rng(0)
-    spent, encoding, start = np.zeros(2), 0.0, view.position
+def record_path(data: sift.Sift, replica: Replica) -> dict[str, float]:
+    """Half of the records are new, the other half replace rows of segments; then the new ones are coded."""
+    random, view = np.random.default_rng(0), replica.view
+    spent, start = np.zeros(2), view.partitions[0].position
     for first in range(0, NEW, BATCH):
-        new = found + first + np.arange(BATCH)
-        rows = np.where(np.arange(BATCH) % 2, new, random.integers(0, found, BATCH)).tolist()
+        new = INDEXED + first + np.arange(BATCH)
+        rows = np.where(np.arange(BATCH) % 2, new, random.integers(0, INDEXED, BATCH)).tolist()
         spent += timed(view, messages(data, rows, start + first))
-        before = time.perf_counter()
-        if work := view.codes_wanted():
-            work()
-        encoding += time.perf_counter() - before
     decoding, applying = spent / NEW * 1e6
-    return {
-        "decode, a record": decoding,
-        "apply, a record": applying,
-        "codes, a row (with training)": encoding / NEW * 1e6,
-    }
+    coding = cpu_us(replica.code) / NEW
+    return {"decode, a record": decoding, "apply, a record": applying, "codes in the lists, a row": coding}
 
 
-def search_path(data: sift.Sift, view: View) -> dict[str, float]:
-    queries = np.ascontiguousarray(data.queries)
-    figures: dict[str, float] = {}
-    for segment in view.searcher.segments:
-        figures |= segment_figures(segment, queries)
+def search_path(data: sift.Sift, replica: Replica) -> dict[str, float]:
+    """The whole search of a replica, and its parts in their order, each with its bytes in the caches."""
+    mirror, queries = replica.mirror, np.ascontiguousarray(data.queries)
+    snapshot, alive, metric = mirror.snapshot(), mirror.alive, COLLECTION.metric
+    lists = snapshot.index
+    assert lists is not None
+    numbers = lists.candidates(queries, K, alive, 1.0)
+    newest = searcher._newest(mirror, lists.coded)[1]
+    ranked = np.concatenate([numbers, np.broadcast_to(newest, (len(queries), len(newest)))], axis=1)
+    found = [searcher.Found(rank(mirror.vectors, queries, ranked, metric), ranked)]
 
-    def one(number: int) -> Any:
-        return queries[number % len(queries)][None]
-
-    tail = view.searcher.tails[0]
-    coded = tail.rows - tail.uncoded
-    figures[f"tail, {coded:,} rows by codes"] = median_us(
-        lambda n: list(tail.search(one(n), K, "l2", tail.first, coded, 1.0, False))
-    )
-    figures[f"tail, {tail.rows - coded:,} rows exactly"] = median_us(
-        lambda n: list(tail.search(one(n), K, "l2", coded, tail.rows, 1.0, False))
-    )
-    found = searcher._search_partition(view, queries[:1], K, 1.0, False)[1]
-    figures["merge and read the ids"] = median_us(lambda n: searcher._nearest(found, 0, K, "l2"))
-    figures["the whole search"] = median_us(lambda n: searcher.search([view], one(n), K))
-    return figures
-
-
-def segment_figures(segment: Segment, queries: NDArray[np.float32]) -> dict[str, float]:
-    """The search of one segment, and the parts of it: finding candidates by codes, ranking them exactly."""
-    assert segment.opened_index is not None
-    found, parameters, alive = segment.opened_index, segment.parameters, index.ALL
-    wanted = K * parameters.k_factor
-    candidates = found.candidates(queries, wanted, parameters, alive)
-
-    def line(values: NDArray[Any], number: int) -> Any:
+    def one(values: NDArray[Any], number: int) -> Any:
         return values[number % len(values)][None]
 
-    def rank(number: int) -> Any:
-        return index._rank_exactly(segment.vectors, line(queries, number), line(candidates, number), K, "l2")
+    def nearest(number: int) -> Any:
+        return searcher._nearest(snapshot, found, number % len(queries), K, COLLECTION)
 
-    name = f"{segment.kind} of {segment.rows:,} rows"
     return {
-        name: median_us(lambda n: segment.search(line(queries, n), K, 1.0, False)),
-        f"{name}: candidates": median_us(lambda n: found.candidates(line(queries, n), wanted, parameters, alive)),
-        f"{name}: exact ranks": median_us(rank),
+        f"lists of {replica.row_count + NEW:,} rows: candidates": median_us(
+            lambda n: lists.candidates(one(queries, n), K, alive, 1.0)
+        ),
+        f"the newest {len(newest):,} rows": median_us(lambda n: searcher._newest(mirror, lists.coded)),
+        f"exact ranks of {ranked.shape[1]:,} rows": median_us(
+            lambda n: rank(mirror.vectors, one(queries, n), one(ranked, n), metric)
+        ),
+        "merge and read the ids": median_us(nearest),
+        "the whole search": median_us(lambda n: searcher.search(mirror, one(queries, n), K)),
     }
 
 
@@ -173,16 +143,18 @@ def http_path(queries: NDArray[np.float32]) -> dict[str, float]:
 
 
 def build_path(rows: NDArray[np.float32]) -> dict[str, float]:
-    """CPU time a row of an index, and of its dearest parts; the codes also as FAISS makes them."""
-    made = index.build(rows, "l2", IndexParameters(), seed=0)[0].faiss
-    some_rows = rows[: pq.TRAINING_ROWS]
+    """CPU time a row of what makes an index; the codes also as FAISS makes them."""
+    sample = np.ascontiguousarray(rows[:SAMPLE_ROWS])
+    quantizer = Quantizer.train(sample, "l2", len(rows), COLLECTION.index.recall_target, seed=0)
+    plain = quantizer.empty_index()
+    encoded = quantizer.encode(rows)
+    expected = np.bincount(encoded.lists[encoded.lists != OUTLIER], minlength=quantizer.lists)
+    lists = Lists(quantizer, expected, shared=False)
     parts: dict[str, Callable[[], Any]] = {
-        "an index": lambda: index.build(rows, "l2", IndexParameters(), seed=0),
-        "codes": lambda: pq.Encoder.for_rows_like(made.pq, some_rows).encode(rows),
-        "codes by FAISS": lambda: made.pq.compute_codes(rows),
-        f"neighbours of {index.CALIBRATION_QUERIES} rows": lambda: nearest_of_many(
-            rows, rows[: index.CALIBRATION_QUERIES], 2 * K, "l2"
-        ),
+        "a quantizer, of a sample": lambda: Quantizer.train(sample, "l2", len(rows), 0.97, seed=0),
+        "lists and codes": lambda: quantizer.encode(rows),
+        "codes by FAISS": lambda: plain.pq.compute_codes(rows),
+        "into the lists": lambda: lists.append(encoded.lists, encoded.codes, np.arange(len(rows))),
     }
     return {f"build: {name}, a row": cpu_us(part) / len(rows) for name, part in parts.items()}
 
@@ -195,13 +167,14 @@ def cpu_us(work: Callable[[], Any]) -> float:
 
 def main() -> None:
     use_one_thread_per_search()
-    rows = sum(INDEXED)
-    data = sift.load(rows + NEW)
-    with tempfile.TemporaryDirectory(prefix="tidemark-hot-") as directory:
-        view = View(COLLECTION, 0, shared=True)
-        view.open(segments(data, Path(directory)), rows, 0, 0)
-        figures = {**backlog_path(data), **record_path(data, view), **search_path(data, view)}
-        figures |= http_path(data.queries) | build_path(data.base[:rows])
+    data = sift.load(INDEXED + NEW)
+    rows = Copies(data)
+    with (
+        tempfile.TemporaryDirectory(prefix="tidemark-hot-") as directory,
+        closing(Replica(rows, INDEXED, 1, trained(rows, INDEXED), Path(directory))) as replica,
+    ):
+        figures = {**backlog_path(data), **record_path(data, replica), **search_path(data, replica)}
+        figures |= http_path(data.queries) | build_path(np.ascontiguousarray(data.base[:INDEXED]))
     about = machine.describe(seed=0)
     versions = f"faiss {about['versions']['faiss-cpu']}, numpy {about['versions']['numpy']}"
     print(f"\n{about['processor']}, {about['cores']} cores; {about['faiss_simd']}; {versions}; seed 0\n")

@@ -21,18 +21,25 @@ import numpy as np
 from confluent_kafka import Consumer, Producer, TopicPartition
 from numpy.typing import NDArray
 
-from benchmarks import backlog, churn, dimensions, embeddings, growth, machine, partitioned, sift, visibility
+from benchmarks import (
+    backlog,
+    building,
+    churn,
+    dimensions,
+    embeddings,
+    fresh,
+    in_process,
+    machine,
+    partitioned,
+    sift,
+    visibility,
+)
 from benchmarks.client import SearchClient, connected
 from benchmarks.clients import Clients
 from benchmarks.deployment import Deployment, Shape
 from benchmarks.report import report
 from cli.ports import free_port
 from cli.sample import Encoder, documents
-from tidemark.ann import index
-from tidemark.ann.exact import exact_search, use_one_thread_per_search
-from tidemark.checkpoint import Checkpoints
-from tidemark.collection import IndexParameters
-from tidemark.generation import current
 from tidemark.kafka_settings import consumer_settings, producer_settings
 
 TOPIC = "sift"
@@ -120,24 +127,9 @@ class Run:
         hits = sum(len({f"v{row}" for row in line.tolist()} & set(ids)) for line, ids in zip(truth, found, strict=True))
         figures["recall_sift"] = hits / truth.size
 
-    def search_raw(self) -> None:
-        """The same segments searched by FAISS calls alone, one thread, one query at a time."""
-        use_one_thread_per_search()
-        settings = self.deployment.settings
-        collection, name = settings.collection("sift"), current(settings.checkpoint_root, "sift")
-        loaded = Checkpoints(settings.checkpoint_root, collection, name or "", 0).load()
-        assert loaded is not None
-        latencies = []
-        queries = np.ascontiguousarray(self.data.queries)
-        for number in range(-200, len(queries)):
-            query = queries[number % len(queries)][None, :]
-            before = time.perf_counter()
-            for segment in loaded.segments:
-                segment.search(query, 10, 1.0, False)
-            if number >= 0:
-                latencies.append((time.perf_counter() - before) * 1e3)
-        self.figures["faiss_p50_ms"] = float(np.median(latencies))
-        self.figures["faiss_qps"] = 1e3 / float(np.mean(latencies))
+    def search_in_process(self) -> None:
+        """By FAISS alone, and by us without HTTP, also in many partitions."""
+        self.figures |= in_process.figures(self.rows)
         self.figures["http_over_faiss"] = self.figures["http_qps"] / self.figures["faiss_qps"]
 
     def saturate(self) -> None:
@@ -270,16 +262,13 @@ class Run:
 
 
 def recall_of_text() -> float:
-    """recall@10 of an ivfpq index over the sample documents' vectors, which are too few for one by default."""
+    """recall@10 of an index over the sample documents' vectors, which are too few for one by default."""
     found = documents()
     vectors = Encoder.fit([document.text for document in found])[1]
     held_out = np.random.default_rng(0).choice(len(vectors), 500, replace=False)
     rows = np.ascontiguousarray(np.delete(vectors, held_out, axis=0))
     queries = np.ascontiguousarray(vectors[held_out])
-    built, parameters = index.build(rows, "cosine", IndexParameters(), seed=0)
-    truth = exact_search(rows, queries, 10, "cosine")[1]
-    answer = index.search(built, rows, queries, 10, parameters)[1]
-    return sum(len(set(a) & set(b)) for a, b in zip(truth.tolist(), answer.tolist(), strict=True)) / truth.size
+    return fresh.recall(rows, queries, "cosine", seed=0)
 
 
 def recall_of_churn() -> float:
@@ -304,7 +293,7 @@ def main() -> None:
         _timed(run.start_empty)
         for part in (run.produce_backlog, run.consume_bare, run.index_backlog, run.settle, run.search_idle):
             _timed(part)
-        for part in (run.search_raw, run.saturate, run.visibility, run.settle, run.search_under_ingest):
+        for part in (run.search_in_process, run.saturate, run.visibility, run.settle, run.search_under_ingest):
             _timed(part)
         for part in (run.restart, run.search_under_ingest_apart, run.search_under_long_ingest, run.backlogs):
             _timed(part)
@@ -314,7 +303,7 @@ def main() -> None:
         run.figures |= dimensions.figures(min(rows, embeddings.ROWS), seconds)
     if not arguments.quick:
         run.figures["recall_churn_min"] = recall_of_churn()
-    run.figures["build_over_faiss"] = growth.build_over_faiss(min(rows, 200_000))["build_over_faiss"]
+    run.figures["build_over_faiss"] = building.over_faiss(min(rows, 200_000))["build_over_faiss"]
     report(run.figures, rows)
 
 
