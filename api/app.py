@@ -15,6 +15,7 @@ import orjson
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, RedirectResponse
+from msgspec.structs import asdict
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
@@ -29,6 +30,7 @@ from api.search import Searches, name_missing
 from api.search_route import SEARCH_ROUTE, SearchRoute
 from api.writes import Writes
 from tidemark import __version__, errors
+from tidemark.segment import Segment
 
 logger = logging.getLogger(__name__)
 
@@ -123,14 +125,14 @@ def _add_collections(app: FastAPI, replica: Replica, searches: Searches, writes:
             raise HTTPException(415, f"send the header content-type: {JSON}")
         asked = await bodies.decoded(request.receive, schemas.write_request)
         with searches.under_way, searches.for_others:
-            positions = await writes.write(collection.follower, asked, searches.for_others.seldom)
+            positions = await writes.write(collection.follower(), asked, searches.for_others.seldom)
         done = {str(partition): position for partition, position in positions.items()}
         return _json({"positions": done, "records": len(asked.upserts) + len(asked.deletes)}, 202)
 
     @app.get("/collections/{c}/vectors/{id:path}", openapi_extra=_answer("Record"))
     async def get(c: str, id: str, allow_partial: bool = False) -> Response:
         """One stored row by its id."""
-        return _json(record(served(c).follower, id, allow_partial))
+        return _json(record(served(c).follower(), id, allow_partial))
 
     @app.get("/collections/{c}/vectors", openapi_extra=_answer("Page"))
     async def scan(
@@ -142,7 +144,7 @@ def _add_collections(app: FastAPI, replica: Replica, searches: Searches, writes:
     ) -> Response:
         """Rows in the order of partition and offset, page by page."""
         _refuse_unknown(request, {"cursor", "limit", "allow_partial"})
-        follower = served(c).follower
+        follower = served(c).follower()
         return await searches.in_pool(lambda: _json(page(follower, cursor, limit, allow_partial)))
 
     @app.get("/collections/{c}")
@@ -164,22 +166,9 @@ def _refuse_unknown(request: Request, known: set[str]) -> None:
 
 
 def _description(served: Served) -> dict[str, Any]:
-    collection, follower, target = served.collection, served.follower, served.recall_target
-    follower.open_coming()
-    views = follower.served_views
-    segments: list[dict[str, Any]] = [
-        {
-            "partition": view.partition,
-            "name": segment.name,
-            "kind": segment.kind,
-            "rows": segment.rows,
-            "dead_rows": segment.dead_rows,
-            "recall": segment.entry.recall,
-            "below_recall_target": segment.is_built and segment.entry.recall < target,
-        }
-        for view in views
-        for segment in view.searcher.segments
-    ]
+    collection, follower, target = served.collection, served.follower(), served.recall_target
+    partitions, index = follower.status.partitions, follower.status.index
+    segments = [_segment(segment, target) for segment in follower.view.snapshot().segments] if follower.view else []
     body: dict[str, Any] = {
         "name": collection.name,
         "topic": collection.topic,
@@ -188,15 +177,30 @@ def _description(served: Served) -> dict[str, Any]:
         "format": collection.format,
         "id_format": collection.id_format,
         "generation": follower.generation,
-        "live_rows": sum(view.live_rows for view in views),
-        "dead_rows": sum(view.dead_rows for view in views),
-        "unbuilt_rows": sum(view.unbuilt_rows for view in views),
+        "live_rows": sum(partition.live_rows for partition in partitions),
+        "dead_rows": sum(partition.dead_rows for partition in partitions),
+        "unbuilt_rows": sum(partition.unbuilt_rows for partition in partitions),
         "recall_target": target,
+        "index": None if index is None else {**asdict(index), "below_recall_target": index.recall < target},
         "segments_below_recall_target": sum(segment["below_recall_target"] for segment in segments),
         "segments": segments,
     }
     name_missing(body, follower.missing)
     return body
+
+
+def _segment(segment: Segment, recall_target: float) -> dict[str, Any]:
+    """`recall`: of its graph, as measured when it was built; null where its rows are in the collection's index."""
+    recall = segment.entry.recall if segment.has_graph else None
+    return {
+        "partition": segment.partition,
+        "name": segment.name,
+        "kind": segment.entry.kind,
+        "rows": segment.row_count,
+        "dead_rows": segment.dead_rows,
+        "recall": recall,
+        "below_recall_target": recall is not None and recall < recall_target,
+    }
 
 
 # -- operations --------------------------------------------------------------------------------------------
@@ -217,10 +221,9 @@ def _add_operations(app: FastAPI, replica: Replica, metrics: Metrics) -> None:
     @app.get("/healthz")
     async def healthz() -> Response:
         """Alive: the followers' loops turn. What they cannot follow is told beside it."""
-        started = replica.status.turned_at > 0
-        turned = {n: served.follower.status.turned_at for n, served in replica.collections.items()} if started else {}
-        turned["CURRENT"] = replica.status.turned_at if started else time.monotonic()
         now = time.monotonic()
+        turned = {n: s.follower().status.turned_at for n, s in replica.collections.items() if s.is_open}
+        turned["CURRENT"] = replica.status.turned_at or now
         silent = {name: round(now - at, 1) for name, at in turned.items() if now - at > ALIVE_S}
         found = {"alive": not silent, "silent_seconds": silent, "problems": lag.problems(replica)}
         return _json(found, 503 if silent else 200)

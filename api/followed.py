@@ -1,4 +1,4 @@
-"""One partition of a follower: its view, the checkpoints it follows, and what is known of its log.
+"""One partition of a follower: the checkpoints it follows, and what is known of its log; its rows are in a shared view.
 
 Changed by the follower's thread only; everything read elsewhere is replaced by one assignment. `problem` says
 why the partition does not follow its log, and goes away by itself when it does again. Its age is by our own clock,
@@ -7,60 +7,78 @@ from when the brokers were asked (`tidemark/caught_up.py`).
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from api.freshness import Freshness
 from api.status import PartitionStatus
 from api.tail_memory import RESUME_SHARE, TailMemory
+from api.unbuilt import Unbuilt
 from tidemark.caught_up import CaughtUp, now_ms
 from tidemark.checkpoint import Checkpoints, Loaded
-from tidemark.collection import Collection
 from tidemark.log import Log, Start
 from tidemark.log_check import check_age, check_identity, check_position, remedy
 from tidemark.manifest import Manifest, TopicIdentity
 from tidemark.segment import Segment
 from tidemark.topic_watch import TopicFacts, TopicWatch
-from tidemark.view import View
+from tidemark.view import PartitionState, View
 
 logger = logging.getLogger(__name__)
 
-# HTTP workers look for new segments every 10 ms, and open one in a few.
-ANNOUNCED_S = 0.1
 RETRY_S, RETRY_S_MAX = 0.5, 10.0
+PUT_OFF_S = 1.0
+
+
+class WouldGrow(Exception):
+    """A checkpoint has more rows than are held, and nothing more is to be taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A checkpoint that was opened, and its segments with the dead rows of its manifest or later ones."""
+
+    loaded: Loaded
+    segments: list[Segment]
+
+
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """An opened checkpoint whose segments other processes were told of, and when (monotonic seconds)."""
+
+    at: float
+    opened: Opened
+    coming: list[Segment]
 
 
 class Followed:
     """`reading`: assigned in the log. `held`: stopped at `rows_max` rows and deletes in memory, or for `memory`.
 
+    `applied` is what the view has of the partition: written by the view only.
+
     `replacement` names the generation that is about to take this one's place, so advice to make one is not repeated.
     """
 
     def __init__(
-        self,
-        collection: Collection,
-        root: Path,
-        generation: str,
-        number: int,
-        watch: TopicWatch,
-        rows_max: int,
-        memory: TailMemory,
+        self, view: View, root: Path, generation: str, number: int, watch: TopicWatch, rows_max: int, memory: TailMemory
     ) -> None:
-        self.partition = (collection.topic, number)
-        self.view = View(collection, number, shared=True, kept_rows_max=2 * rows_max // 3)
-        self.checkpoints = Checkpoints(root, collection, generation, number, shared=True)
+        self.number = number
+        self.partition = (view.collection.topic, number)
+        self.view = view
+        self.applied = PartitionState(number)
+        self.checkpoints = Checkpoints(root, view.collection, generation, number)
         self.manifest: Manifest | None = None
         self.version = 0
         self.topic: TopicIdentity | None = None
         self.opened = self.reading = self.held = self.at_end = False
-        self.opening: Future[Loaded | None] | None = None
-        self.announced: tuple[float, Loaded] | None = None
+        self.opening: Future[Opened | None] | None = None
+        self.announced: Announced | None = None
         self.problem: str | None = None
         self.not_taken: str | None = None
         self.replacement: str | None = None
         self.end: int | None = None
-        self.state = (0, 0)
         self.caught_up = CaughtUp()
         self.last_record_at = time.monotonic()
         self.bad_records = 0
@@ -84,18 +102,23 @@ class Followed:
 
     @property
     def start(self) -> Start:
-        return Start(self.partition, self.view.position, self.view.leader_epoch)
+        return Start(self.partition, self.position, self.applied.leader_epoch)
+
+    @property
+    def position(self) -> int:
+        """The next offset to apply."""
+        return self.applied.position
 
     @property
     def name(self) -> str:
-        return f"{self.partition[0]}[{self.partition[1]}]"
+        return f"{self.partition[0]}[{self.number}]"
 
     @property
     def offset_lag(self) -> int | None:
         """Offsets not applied yet; None when the end of the log is not known now, or is not that of our log."""
         if self.end is None or self.problem or not self.opened or self._watch.facts is None:
             return None
-        return max(0, self.end - self.view.position)
+        return max(0, self.end - self.position)
 
     @property
     def trouble(self) -> str | None:
@@ -109,27 +132,31 @@ class Followed:
         elif self._problem_since_ms is None:
             self._problem_since_ms = now_ms()
 
-    @property
-    def status(self) -> PartitionStatus:
+    def status(self, unbuilt: Unbuilt) -> PartitionStatus:
         """What is told of it, as of now."""
-        position, digest = self.state
+        applied, (unbuilt_rows, built_position) = self.applied, unbuilt.of(self.number)
         return PartitionStatus(
-            view=self.view.place,
+            partition=self.number,
             opened=self.opened,
             refused=self.problem is not None,
             state=self._state(),
             problem=self.trouble,
             problem_since_ms=self._problem_since_ms,
             end=self.end,
-            position=position,
-            digest=digest,
+            position=applied.position,
+            digest=applied.digest,
             lag_known=self.offset_lag is not None,
             open_transaction_offsets=self._open_transaction_offsets,
             caught_up_ms=self.caught_up.as_of_ms,
             checkpointed=self.checkpointed,
             manifest=self.version or None,
             bad_records=self.bad_records,
-            tail_bytes=self._memory.taken(self.partition[1]),
+            tail_bytes=self._memory.taken(self.number),
+            segments=len(applied.segments),
+            live_rows=applied.live_rows,
+            dead_rows=applied.dead_rows,
+            unbuilt_rows=unbuilt_rows,
+            built_position=applied.position if built_position is None else built_position,
             visible=self.freshness.visible,
             fetched=self.freshness.fetched,
         )
@@ -140,7 +167,7 @@ class Followed:
         facts = self._watch.facts
         if facts is None or facts.identity != self.topic:
             return None
-        return facts.open_transaction_offsets(self.partition[1])
+        return facts.open_transaction_offsets(self.number)
 
     def _state(self) -> str:
         if not self.opened:
@@ -153,51 +180,72 @@ class Followed:
 
     # -- checkpoints ---------------------------------------------------------------------------------------
 
-    def announce(self, loaded: Loaded) -> bool:
-        """Give the HTTP workers time to open a checkpoint's segments before they are searched.
-
-        False when there is nothing to wait for: nothing is searched yet, or the segments are opened again anyway.
-        """
-        if not self.opened or self.view.position < loaded.manifest.position:
-            return False
-        self.view.announce(loaded.segments)
-        self.announced = (time.monotonic() + ANNOUNCED_S, loaded)
-        return True
-
     @property
     def verified(self) -> Iterable[Segment]:
-        """Segments whose files need not be verified again: those searched, and those passed over or announced."""
-        coming = self.announced[1].segments if self.announced else []
-        return [*self._passed_over, *coming, *self.view.searcher.segments]
+        """Segments whose files need not be verified again: those searched, and those passed over."""
+        return [*self._passed_over, *self.applied.segments]
 
-    def take(self, loaded: Loaded) -> bool:
+    def load(self, may_grow: bool = True) -> Opened | None:
+        """Open the newest checkpoint, None when there is none; on a side thread, while nothing is taken over.
+
+        Raises what `Checkpoints.load` does, and WouldGrow when it has more rows than are held and `may_grow` is False.
+        """
+        if not may_grow and self.opened and (versions := self.checkpoints.versions()):
+            entries = self.checkpoints.read(versions[-1]).segments
+            if sum(entry.live_rows for entry in entries) > self.applied.live_rows:
+                raise WouldGrow
+        loaded = self.checkpoints.load(self.verified)
+        return None if loaded is None else Opened(loaded, self._as_of(loaded))
+
+    def coming(self, opened: Opened) -> list[Segment]:
+        """Segments of a checkpoint that would be searched newly if it was taken over now."""
+        if not self._is_wanted(opened.loaded):
+            return []
+        limits = self._memory.kept_rows_max, self._memory.kept_bytes_max
+        return self.view.coming(self.number, opened.segments, opened.loaded.manifest.position, *limits)
+
+    def take(self, opened: Opened) -> bool:
         """Take over a checkpoint, keeping what we applied beyond it; True when that moved us forward."""
+        loaded = opened.loaded
         for damage in loaded.damaged:
             logger.error("damaged checkpoint passed over: %s", damage)
         self.not_taken = f"damaged checkpoint passed over: {loaded.damaged[0]}" if loaded.damaged else None
         self.version = loaded.newest_version
         self._open_retry_s = RETRY_S
-        if self.manifest is not None and not self._is_newer(loaded, self.manifest):
+        if not self._is_wanted(loaded):
             return False
-        manifest = loaded.manifest
-        ahead = not self.opened or self.view.position < manifest.position
-        segments = self._as_of(loaded, ahead)
-        searched_before = set(self.view.searcher.segments)
-        kept_bytes_max = self._memory.kept_max
-        self.view.follow(segments, manifest.position, manifest.leader_epoch, manifest.digest, kept_bytes_max)
-        searched = searched_before.union(self.view.searcher.segments)
-        self._passed_over = [segment for segment in segments if segment not in searched]
-        self.manifest = manifest
+        manifest = self.manifest = loaded.manifest
+        ahead = not self.opened or self.position < manifest.position
+        self._follow(opened)
         self._note_opened()
-        if self.view.position >= manifest.position:
+        if self.position >= manifest.position:
             self.caught_up.as_of_ms = max(self.caught_up.as_of_ms, manifest.caught_up_ms)
         if ahead:
             self.retry_at = 0.0  # what was removed of the log before it does not matter any more
             self._facts_from = time.monotonic()
             self._watch.ask_now()
         self.topic = self.topic or TopicIdentity(manifest.cluster_id, manifest.topic_id)
-        self.publish()
         return ahead
+
+    def _follow(self, opened: Opened) -> None:
+        manifest = opened.loaded.manifest
+        searched_before = set(self.applied.segments)
+        self.view.follow(
+            self.number,
+            opened.segments,
+            manifest.position,
+            manifest.leader_epoch,
+            manifest.digest,
+            self._memory.kept_rows_max,
+            self._memory.kept_bytes_max,
+        )
+        self.applied = self.view.partitions[self.number]
+        searched = searched_before.union(self.applied.segments)
+        self._passed_over = [segment for segment in opened.segments if segment not in searched]
+        self.view.forget(self._passed_over)
+
+    def _is_wanted(self, loaded: Loaded) -> bool:
+        return self.manifest is None or self._is_newer(loaded, self.manifest)
 
     def _is_newer(self, loaded: Loaded, ours: Manifest) -> bool:
         """By its version; where versions begin again, as in a directory that was restored, by its position."""
@@ -205,27 +253,26 @@ class Followed:
             return loaded.manifest.position >= ours.position
         return loaded.manifest.version > ours.version
 
-    def _as_of(self, loaded: Loaded, ahead: bool) -> list[Segment]:
+    def _as_of(self, loaded: Loaded) -> list[Segment]:
         """The segments with the dead rows of the manifest, or later ones that we know of.
 
         One that is searched knows what died up to our own position: when that is behind, it is opened again. One that
         was passed over knows what its manifest said.
         """
-        searched = set(self.view.searcher.segments)
+        behind = self.position < loaded.manifest.position
+        searched = set(self.applied.segments)
         pairs = zip(loaded.segments, loaded.manifest.segments, strict=True)
         return [
-            segment.reopened(entry) if (ahead if segment in searched else segment.entry != entry) else segment
+            segment.reopened(entry) if (behind if segment in searched else segment.entry != entry) else segment
             for segment, entry in pairs
         ]
 
     def open_empty(self, facts: TopicFacts) -> None:
         """There is no checkpoint yet: follow the log from its start."""
-        number = self.partition[1]
-        if number in facts.starts:
-            self.view.open((), facts.starts[number], -1, 0)
+        if self.number in facts.starts:
+            self.applied = self.view.open(self.number, (), facts.starts[self.number], -1, 0)
             self._opened_empty_ms = facts.asked_ms
             self._note_opened()
-            self.publish()
 
     def _note_opened(self) -> None:
         if not self.opened:
@@ -244,6 +291,10 @@ class Followed:
         self.not_taken = f"newer checkpoint not taken over: {error}"
         logger.error("%s: %s", self.name, self.not_taken)
 
+    def put_off(self) -> None:
+        """A checkpoint is not taken over for now: look again later."""
+        self.open_retry_at = time.monotonic() + PUT_OFF_S
+
     # -- the log -------------------------------------------------------------------------------------------
 
     def may_start(self, now: float) -> bool:
@@ -257,14 +308,14 @@ class Followed:
 
     def start_reading(self, log: Log, facts: TopicFacts) -> None:
         """Read on from our position; raises TopicReplaced or LogGap when that would skip something."""
-        bounds = facts.bounds(self.partition[1])
+        bounds = facts.bounds(self.number)
         if bounds is None or facts.asked_at <= self._facts_from:
             return
         if facts.identity_at <= self._stopped_at:  # why it stopped may be that the topic is another one
             self._watch.ask_identity_now()
             return
         check_identity(self.name, self.topic or facts.identity, facts.identity, self._remedy)
-        check_position(self.name, self.view.position, self._deletes_known_ms, bounds, self._remedy)
+        check_position(self.name, self.position, self._deletes_known_ms, bounds, self._remedy)
         self.topic = self.topic or facts.identity
         self._tombstones_kept_ms = facts.tombstones_kept_ms
         log.restart(self.start)
@@ -274,12 +325,12 @@ class Followed:
 
     def check_log(self, facts: TopicFacts) -> None:
         """Raise TopicReplaced or LogGap when the log is not ours any more, or we are behind for too long."""
-        bounds = facts.bounds(self.partition[1])
+        bounds = facts.bounds(self.number)
         if self.topic is None or self.problem or bounds is None:
             return
         check_identity(self.name, self.topic, facts.identity, self._remedy)
         self._tombstones_kept_ms = facts.tombstones_kept_ms
-        if bounds.end > self.view.position:
+        if bounds.end > self.position:
             self.check_age()
 
     def check_age(self) -> None:
@@ -287,15 +338,25 @@ class Followed:
 
         A process that was suspended meets records before it meets what the brokers say of them.
         """
-        check_age(self.name, self.view.position, self._deletes_known_ms, self._tombstones_kept_ms, self._remedy)
+        if self._tombstones_kept_ms is None:
+            return
+        check_age(self.name, self.position, self._deletes_known_ms, self._tombstones_kept_ms, self._remedy)
+
+    def not_applied(self, messages: Sequence[Any]) -> Sequence[Any]:
+        """Those of a fetch, at least one, from our position on; raises LogGap when deletes may be missing before."""
+        self.check_age()
+        self.at_end = False
+        self.last_record_at = time.monotonic()
+        if messages[0].offset() >= self.position:
+            return messages
+        return [message for message in messages if message.offset() >= self.position]
 
     def advance(self, end: int) -> None:
         """Move to the end of the log, over what no reader sees; raises LogGap."""
-        if end > self.view.position:
+        if end > self.position:
             self.check_age()
-            self.view.advance(end)
-        self.at_end = self.view.position == end
-        self.publish()
+            self.view.advance(self.number, end)
+        self.at_end = self.position == end
 
     @property
     def _deletes_known_ms(self) -> int:
@@ -324,8 +385,9 @@ class Followed:
 
     def hold_back(self, log: Log) -> None:
         """Stop reading at the caps, until newer manifests have taken rows and deletes over."""
-        number, kept = self.partition[1], self.view.tail_rows + self.view.kept_deletes
-        self._memory.note(number, self.view.tail_bytes)
+        number, applied = self.number, self.applied
+        kept = applied.tail_rows + applied.kept_deletes
+        self._memory.note(number, applied.tail_bytes, applied.tail_rows)
         if self.reading and (kept > self._rows_max or self._memory.is_short(number)):
             self.stop_reading(log)
             self.held = True
@@ -338,7 +400,9 @@ class Followed:
         """What a held partition waits for, None when it is not held."""
         if not self.held:
             return None
-        rows, deletes, taken = self.view.tail_rows, self.view.kept_deletes, self._memory.taken(self.partition[1])
+        if self._memory.full is not None:
+            return self._memory.full
+        rows, deletes, taken = self.applied.tail_rows, self.applied.kept_deletes, self._memory.taken(self.number)
         return (
             f"waiting for the consumer's checkpoint: {rows} rows and {deletes} deletes in memory (api.tail_rows_max is "
             f"{self._rows_max}), {taken} bytes (api.tail_bytes_max is {self._memory.bytes_max}, for all partitions)"
@@ -346,9 +410,9 @@ class Followed:
 
     def note_end(self, log: Log, facts: TopicFacts | None) -> None:
         """Where the log ends. After an end-of-partition the high watermark may count what is not committed yet."""
-        position = self.view.position
+        position = self.position
         seen = log.end_offset(self.partition) if self.reading and not self.at_end else None
-        told = facts.ends.get(self.partition[1]) if facts else None
+        told = facts.ends.get(self.number) if facts else None
         before = self.end if not self.at_end else None
         known = [end for end in (seen, told, before) if end is not None]
         if known:
@@ -356,7 +420,7 @@ class Followed:
         if self.opened and not self.problem:
             if facts is not None and told is not None and facts.identity == self.topic:
                 self._note_told(told, facts.asked_ms)
-                self.view.note_leader_epoch(told, facts.epochs[self.partition[1]])
+                self.view.note_leader_epoch(self.number, told, facts.epochs[self.number])
             self.caught_up.reach(position)
 
     def _note_told(self, end: int, asked_ms: int) -> None:
@@ -368,7 +432,3 @@ class Followed:
         else:
             self.caught_up.note_end(end, asked_ms)
         self._told_end, self._told_ms = end, asked_ms
-
-    def publish(self) -> None:
-        """Position and digest that belong together, for other threads."""
-        self.state = (self.view.position, self.view.digest)

@@ -1,39 +1,41 @@
-"""A follower: one thread that keeps the views of one generation of one collection as new as the log.
+"""A follower: one thread that keeps the view of one generation of one collection as new as the log.
 
-    open the newest checkpoint -> check it against the log -> read on from its position -> follow newer manifests
+    open the newest checkpoints -> check them against the log -> read on from their positions -> follow newer manifests
 
-Invariants: only this thread changes its views, and it never waits for a disk or a broker: manifests are opened
-and verified on a side thread, codes of rows in memory are made on another, `TopicWatch` asks the brokers;
-searches read the views without locks. It writes nothing: no checkpoint, no offset. A partition that cannot follow
-says why and is tried again; the others go on. Anything unexpected ends the follower as `failed`, and `serving.py`
-puts a new one beside it.
+All partitions are read together: what one fetch brings of them is decoded and applied at once, so the cost is by
+records. Invariants: only this thread changes its view, and it never waits for a disk or a broker: checkpoints are
+opened on a side thread (`openings.py`), rows are coded on another, `TopicWatch` asks the brokers; searches read the
+view without locks. It writes nothing: no checkpoint, no offset. A partition that cannot follow says why and is tried
+again; the others go on. `frozen`, `caught_up_once` and `replacement` are also set by `serving.py`'s thread. Anything
+unexpected ends the follower as `failed`, and `serving.py` puts a new one beside it.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from operator import itemgetter
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from api.followed import Followed
-from api.status import FollowerStatus
-from api.tail_memory import TailMemory
+from api.now_and_then import NowAndThen
+from api.openings import Openings
+from api.status import FollowerStatus, IndexStatus
+from api.tail_memory import RESUME_SHARE, TailMemory
 from api.two_partitions import TwoPartitions
+from api.unbuilt import Unbuilt
 from tidemark import service
-from tidemark.checkpoint import Checkpoints, Loaded
 from tidemark.collection import Collection
-from tidemark.errors import LogGap, StoreUnavailable, TidemarkError
+from tidemark.collection_index import CollectionIndex
+from tidemark.errors import LogGap, TidemarkError
 from tidemark.log import Fetched, Log, Partition
 from tidemark.manifest import TopicIdentity
 from tidemark.record import decode
 from tidemark.settings import Settings
 from tidemark.shared_memory import Document
 from tidemark.topic_watch import TopicFacts, TopicWatch
+from tidemark.view import View
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +48,17 @@ GATHER_S = 0.015
 BACKLOG_BATCHES = 8
 ENDS_EVERY_S = 0.05
 PUBLISH_EVERY_S = 0.05
+MOVE_EVERY_S = 1.0
 MANIFESTS_EVERY_S = 0.25
 # While catching up for the first time: taking a manifest over costs by the rows we are ahead.
 BACKLOG_MANIFESTS_EVERY_S = 1.0
+# To find that nothing is to be taken over takes less.
+TAKEN_S = 0.001
 STALL_S = 60.0
+# How long it is not ready only because rows of checkpoints are in no lists yet.
+SETTLED_S_MAX = 60.0
+# While the index takes all the memory that it may, so many rows beyond it are compared by every search, and no more.
+UNBUILT_ROWS_MAX = 131_072
 
 
 class Follower:
@@ -58,7 +67,6 @@ class Follower:
     def __init__(self, settings: Settings, collection: Collection, generation: str, watch: TopicWatch) -> None:
         self.collection = collection
         self.generation = generation
-        self.partitions: tuple[Followed, ...] = ()
         self.failed = False
         self.frozen = False
         self.caught_up_once = False
@@ -66,24 +74,33 @@ class Follower:
         self.watch = watch
         self.replacement: str | None = None  # the generation that is to take our place; set by `serving.py`
         self.document = Document()
+        self.view = View(collection, shared=True)
+        parameters = collection.index
+        self.index = CollectionIndex(
+            self.view, parameters.recall_target, parameters.ann_rows_min, settings.api.index_bytes_max
+        )
         self._settings = settings
-        self._root: Path = settings.checkpoint_root
-        self.served = False
-        self._published: list[tuple[int, int]] = []
         self._by_name: dict[Partition, Followed] = {}
         self._closing = threading.Event()
-        self._opener = ThreadPoolExecutor(1, thread_name_prefix="open-segments")
-        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="codes")
-        self._encoding: Future[None] | None = None
-        self._looking: Future[dict[int, int]] | None = None
-        self._unreadable: str | None = None
-        self._newest: dict[int, int] = {}
         self._seen: tuple[TopicIdentity | None, str | None] = (None, None)
         self._memory = TailMemory(settings.api.tail_bytes_max)
+        self.openings = Openings(settings.checkpoint_root, generation, self.view, self.index, self._memory, self._meet)
         self._two_partitions = TwoPartitions()
-        self._due: dict[str, float] = {}
+        self._now_and_then = NowAndThen()
         self._warned: dict[str, float] = {}
+        self._settling_since: float | None = None
         self._thread = threading.Thread(target=self._run, name=f"follow-{collection.name}-{generation}", daemon=True)
+
+    @property
+    def partitions(self) -> tuple[Followed, ...]:
+        return self.openings.partitions
+
+    def _meet(self, number: int) -> Followed:
+        rows_max, root = self._settings.api.tail_rows_max, self._settings.checkpoint_root
+        followed = Followed(self.view, root, self.generation, number, self.watch, rows_max, self._memory)
+        followed.replacement = self.replacement
+        self._by_name[followed.partition] = followed
+        return followed
 
     @property
     def error(self) -> str | None:
@@ -94,10 +111,11 @@ class Follower:
 
     @property
     def problem(self) -> str | None:
-        """Everything worth saying: an error, a wait, brokers that do not answer."""
+        """Everything worth saying: an error, a wait, brokers that do not answer, an index that may not grow."""
         trouble = next((followed.trouble for followed in self.partitions if followed.trouble), None)
-        opening = None if self.served else "opening the newest checkpoint"
-        return self.error or self._unreadable or self.watch.problem or opening or trouble
+        opening = None if self.openings.served else "opening the newest checkpoint"
+        known = self.error or self.openings.unreadable or self.watch.problem
+        return known or opening or trouble or self.index.problem
 
     def start(self) -> None:
         self._thread.start()
@@ -106,8 +124,8 @@ class Follower:
         self._closing.set()
         if self._thread.is_alive():
             self._thread.join(timeout=10.0)
-        for pool in (self._opener, self._encoder):  # last: a turn under way may give them work
-            pool.shutdown(wait=False, cancel_futures=True)
+        self.openings.close()  # last: a turn under way may give them work
+        self.index.close()
 
     # -- the thread ----------------------------------------------------------------------------------------
 
@@ -132,101 +150,120 @@ class Follower:
         if self.frozen:
             self._closing.wait(POLL_S)
         else:
-            most = self._settings.api.fetch_records * (1 if self.caught_up_once else BACKLOG_BATCHES)
-            fetched = log.fetch(most, POLL_S if self.served else OPENING_POLL_S)
-            self._take(fetched, log)
-            self._publish_if_changed()
-            if self.caught_up_once:
-                self._give_codes()
-            if self.served and fetched.records < most // 2:
-                self._closing.wait(GATHER_S)
-        self._open_found()
-        self._take_opened(log)
+            self._read_on(log)
+        self._follow_checkpoints(log)
+        if self.openings.served:
+            self.openings.offer_quantizer()
+            self.index.turn(may_train=self.caught_up_once and not self.openings.quantizer_version)
         if self.caught_up_once and not self.frozen:
-            self._two_partitions.turn({f.partition[1]: f.view for f in self.partitions if f.opened})
-        every = MANIFESTS_EVERY_S if self.caught_up_once or not self.served else BACKLOG_MANIFESTS_EVERY_S
-        self._now_and_then("manifests", every, self._look_for_manifests)
-        self._now_and_then("ends", ENDS_EVERY_S, lambda: self._look_at_partitions(log))
-        self._publish_if_changed()
+            self._two_partitions.turn(self.view)
+            self._now_and_then.do("move", MOVE_EVERY_S, self.view.move_few)
+        self._now_and_then.do("ends", ENDS_EVERY_S, lambda: self._look_at_partitions(log))
+        self._now_and_then.do("publish", PUBLISH_EVERY_S, self._publish)
 
-    def _publish_if_changed(self) -> None:
-        """Tell the workers, at each new position and now and then."""
-        positions = [followed.state for followed in self.partitions]
-        if positions != self._published or time.monotonic() >= self._due.get("publish", 0.0):
-            self._due["publish"] = time.monotonic() + PUBLISH_EVERY_S
-            self._published = positions
-            self._publish()
+    def _read_on(self, log: Log) -> None:
+        most = self._settings.api.fetch_records * (1 if self.caught_up_once else BACKLOG_BATCHES)
+        fetched = log.fetch(most, POLL_S if self.caught_up_once else OPENING_POLL_S)
+        self._take(fetched, log)
+        if self.caught_up_once and fetched.records < most // 2:
+            self._closing.wait(GATHER_S)
+
+    def _follow_checkpoints(self, log: Log) -> None:
+        """Taking over takes a quarter of the time at most: it costs by the rows we are ahead."""
+        facts, served = self.watch.facts, self.openings.served
+        looking_took = self.openings.load_found(facts)
+        began = time.thread_time()
+        self.openings.take_opened(log, facts)
+        every = MANIFESTS_EVERY_S if self.caught_up_once or not served else BACKLOG_MANIFESTS_EVERY_S
+        taking_took = time.thread_time() - began
+        if looking_took or taking_took > TAKEN_S:
+            self._now_and_then.rest("manifests", 3 * taking_took, looking_took)
+        self._now_and_then.do("manifests", every, self.openings.look)
 
     def _publish(self) -> None:
         for followed in self.partitions:
             followed.note_since_when()
+        unbuilt = Unbuilt.rows_of(self.view, self.index)
+        self._note_bound(int(unbuilt.row_counts.sum()))
         status = FollowerStatus(
             generation=self.generation,
-            served=self.served,
+            served=self.openings.served,
             caught_up_once=self.caught_up_once,
             error=self.error,
             problem=self.problem,
             turned_at=self.turned_at,
             ids_in_two_partitions=self._two_partitions.count,
-            partitions=[followed.status for followed in sorted(self.partitions, key=lambda f: f.partition)],
+            view=self.view.place,
+            index=self._index_status(),
+            partitions=[followed.status(unbuilt) for followed in sorted(self.partitions, key=lambda f: f.number)],
         )
         self.document.write(msgspec.json.encode(status))
 
-    def _now_and_then(self, what: str, interval_s: float, action: Callable[[], None]) -> None:
-        now = time.monotonic()
-        if now >= self._due.get(what, 0.0):
-            self._due[what] = now + interval_s
-            action()
+    def _index_status(self) -> IndexStatus | None:
+        lists = self.index.lists
+        if lists is None:
+            return None
+        parameters = lists.parameters
+        return IndexStatus(
+            version=self.index.version or 0,
+            entries=lists.entries,
+            dead=lists.dead,
+            bytes=lists.memory_bytes,
+            recall=parameters.recall,
+            lists=lists.place.lists,
+            probed=parameters.effort,
+            k_factor=parameters.k_factor,
+        )
+
+    def _note_bound(self, unbuilt_rows: int) -> None:
+        """While the index may not grow, what every search compares beyond it may not grow without bound either."""
+        allowed = UNBUILT_ROWS_MAX * (1.0 if self._memory.full is None else RESUME_SHARE)
+        self._memory.full = self.index.problem if unbuilt_rows > allowed else None
 
     # -- records -------------------------------------------------------------------------------------------
 
     def _take(self, fetched: Fetched, log: Log) -> None:
+        runs: dict[int, Sequence[Any]] = {}
         stopped = {self._by_name[partition]: gap for partition, gap in fetched.stopped.items()}
         for partition, messages in fetched.messages.items():
             followed = self._by_name[partition]
             try:
-                self._apply(followed, messages)
+                if left := followed.not_applied(messages):
+                    runs[followed.number] = left
             except LogGap as error:
                 stopped[followed] = error
-            followed.hold_back(log)
+        if runs:
+            self._apply(runs)
+        for partition in fetched.messages:
+            self._by_name[partition].hold_back(log)
         for partition, end in fetched.ends.items():
             try:
                 self._by_name[partition].advance(end)
             except LogGap as error:
                 stopped[self._by_name[partition]] = error
         for followed, gap in stopped.items():
-            followed.stop_reading(log)
-            followed.refuse(str(gap))
-            self.watch.ask_identity_now()
+            self._refuse(followed, gap, log)
         for warning in fetched.warnings:
             self._warn(warning)
 
-    def _apply(self, followed: Followed, messages: list[Any]) -> None:
-        view = followed.view
-        followed.check_age()
-        followed.at_end = False
-        followed.last_record_at = time.monotonic()
-        if messages[0].offset() < view.position:
-            messages = [message for message in messages if message.offset() >= view.position]
-            if not messages:
-                return
-        fetched_at = time.time()
-        batch, bad = decode({followed.partition[1]: messages}, self.collection)
-        followed.bad_records += len(bad)  # the consumer writes the dead letters
-        view.apply(batch)
-        self._two_partitions.offer(followed.partition[1], batch)
-        followed.publish()
-        newest = batch.newest_timestamps[followed.partition[1]]
-        followed.freshness.observe(messages[0].timestamp()[1], newest, fetched_at, self.caught_up_once)
+    def _apply(self, runs: Mapping[int, Sequence[Any]]) -> None:
+        """Apply runs of messages by partition, all of them together."""
+        fetched_at, topic = time.time(), self.collection.topic
+        batch, bad = decode(runs, self.collection)
+        for record in bad:  # the consumer writes the dead letters
+            self._by_name[topic, record.message.partition() or 0].bad_records += 1
+        self.view.apply(batch)
+        self._two_partitions.offer(batch)
+        if self.caught_up_once:
+            now = time.time()
+            for number, messages in runs.items():
+                oldest_ms, newest_ms = messages[0].timestamp()[1], batch.newest_timestamps[number]
+                self._by_name[topic, number].freshness.observe(oldest_ms, newest_ms, fetched_at, now)
 
-    def _give_codes(self) -> None:
-        """Have the rows in memory coded, some at a time, on a side thread: training takes 0.2 s."""
-        if self._encoding is not None and not self._encoding.done():
-            return
-        if self._encoding is not None:
-            self._encoding.result()
-        wanted = [(f.view.uncoded, work) for f in self.partitions if (work := f.view.codes_wanted())]
-        self._encoding = self._encoder.submit(max(wanted, key=itemgetter(0))[1]) if wanted else None
+    def _refuse(self, followed: Followed, error: TidemarkError, log: Log) -> None:
+        followed.stop_reading(log)
+        followed.refuse(str(error))
+        self.watch.ask_identity_now()
 
     def _warn(self, warning: str) -> None:
         """The client repeats itself while a broker is away: say each thing once a minute."""
@@ -235,96 +272,6 @@ class Follower:
             self._warned = {text: until for text, until in self._warned.items() if until > now}
             self._warned[warning] = now + 60.0
             logger.warning("kafka: %s", warning)
-
-    # -- checkpoints ---------------------------------------------------------------------------------------
-
-    def _look_for_manifests(self) -> None:
-        """Have the side thread look: the disk may take its time."""
-        if self._looking is None:
-            self._looking = self._opener.submit(self._look)
-
-    def _open_found(self) -> None:
-        """Meet new partitions, on disk or in the topic, and open what is newer than what we have."""
-        if self._looking is None or not self._looking.done():
-            return
-        looking, self._looking = self._looking, None
-        try:
-            on_disk = looking.result()
-        except (OSError, StoreUnavailable) as error:
-            self._unreadable = f"checkpoints cannot be looked for: {error}"
-            return
-        facts = self.watch.facts
-        self._unreadable, self._newest = None, dict.fromkeys(facts.starts if facts else (), 0) | on_disk
-        for number in sorted(self._newest.keys() - {followed.partition[1] for followed in self.partitions}):
-            self._meet(number)
-        for followed in self.partitions:
-            newest = self._newest.get(followed.partition[1], 0)
-            waits = followed.opening or followed.announced or time.monotonic() < followed.open_retry_at
-            # A lower one: the directory was restored or begun again.
-            if not waits and (not followed.opened or newest not in (0, followed.version)):
-                followed.opening = self._opener.submit(followed.checkpoints.load, followed.verified)
-
-    def _look(self) -> dict[int, int]:
-        """The newest version of each partition on disk, 0 where there is none yet."""
-        directory = self._root / self.collection.name / self.generation
-        found = directory.glob("p*") if directory.is_dir() else []
-        numbers = [int(path.name[1:]) for path in found if path.name[1:].isdecimal()]
-        versions = {
-            number: Checkpoints(self._root, self.collection, self.generation, number).versions() for number in numbers
-        }
-        return {number: found[-1] if found else 0 for number, found in versions.items()}
-
-    def _meet(self, number: int) -> None:
-        rows_max = self._settings.api.tail_rows_max
-        followed = Followed(self.collection, self._root, self.generation, number, self.watch, rows_max, self._memory)
-        followed.replacement = self.replacement
-        self._by_name[followed.partition] = followed
-        self.partitions = (*self.partitions, followed)
-
-    def _take_opened(self, log: Log) -> None:
-        """Take over what was opened and announced; a quarter of the time at most, it costs by the rows we are ahead."""
-        started = time.monotonic()
-        for followed in self.partitions:
-            if followed.announced is not None and started >= followed.announced[0]:
-                loaded, followed.announced = followed.announced[1], None
-                self._take_over(followed, loaded, log)
-            elif followed.opening is not None and followed.opening.done():
-                opening, followed.opening = followed.opening, None
-                try:
-                    found = opening.result()
-                except (TidemarkError, OSError) as error:
-                    self._not_opened(followed, error)
-                    continue
-                if found is None:
-                    self._open_empty(followed)
-                elif not followed.announce(found):
-                    self._take_over(followed, found, log)
-        ended = time.monotonic()
-        self._due["manifests"] = max(self._due.get("manifests", 0.0), ended + 3 * (ended - started))
-
-    def _take_over(self, followed: Followed, loaded: Loaded, log: Log) -> None:
-        try:
-            if followed.take(loaded) and followed.reading:
-                log.restart(followed.start)
-                followed.at_end = False
-        except (TidemarkError, OSError) as error:
-            self._not_opened(followed, error)
-        self._note_opened()
-
-    def _open_empty(self, followed: Followed) -> None:
-        if self.watch.facts is not None and not followed.opened:
-            followed.open_empty(self.watch.facts)
-        self._note_opened()
-
-    def _not_opened(self, followed: Followed, error: Exception) -> None:
-        """What is served stays; what may pass is tried again."""
-        passing = isinstance(error, OSError | StoreUnavailable)
-        followed.not_opened(error, self._newest.get(followed.partition[1], 0), final=not passing)
-        self._note_opened()
-
-    def _note_opened(self) -> None:
-        """Serve once every partition known is open or has said why not: never a part as if it were all."""
-        self.served = self.served or all(f.opened or f.problem for f in self.partitions)
 
     # -- the log -------------------------------------------------------------------------------------------
 
@@ -339,9 +286,7 @@ class Follower:
                 if facts is not None and followed.may_start(time.monotonic()):
                     followed.start_reading(log, facts)
             except TidemarkError as error:
-                followed.stop_reading(log)
-                followed.refuse(str(error))
-                self.watch.ask_identity_now()
+                self._refuse(followed, error, log)
             followed.note_end(log, facts)
             self._wake_if_stalled(followed, log)
         self._note_caught_up()
@@ -364,10 +309,13 @@ class Follower:
             log.restart(followed.start)
 
     def _note_caught_up(self) -> None:
-        if not self.caught_up_once and self.served and self.partitions:
-            allowed = self._settings.api.ready_max_lag
-            facts = self.watch.facts
-            all_known = facts is not None and len(self.partitions) >= facts.identity.partitions
-            self.caught_up_once = all_known and all(
-                f.reading and (lag := f.offset_lag) is not None and lag <= allowed for f in self.partitions
-            )
+        if self.caught_up_once or not self.openings.served or not self.partitions:
+            return
+        allowed, facts = self._settings.api.ready_max_lag, self.watch.facts
+        all_known = facts is not None and len(self.partitions) >= facts.identity.partitions
+        if all_known and all(
+            f.reading and (lag := f.offset_lag) is not None and lag <= allowed for f in self.partitions
+        ):
+            self._settling_since = self._settling_since or time.monotonic()
+            late = time.monotonic() - self._settling_since > SETTLED_S_MAX
+            self.caught_up_once = self.index.settled or late

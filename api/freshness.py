@@ -5,8 +5,7 @@ it, to the moment it was applied. Two observations per batch, its oldest and its
 costs no more. Records that are only caught up with are not counted: their age says nothing about us.
 """
 
-import bisect
-import time
+from bisect import bisect_left
 
 import msgspec
 
@@ -20,9 +19,9 @@ class Waits(msgspec.Struct):
     sum_s: float = 0.0
 
     def observe(self, waited_s: float) -> None:
-        waited_s = max(0.0, waited_s)
-        self.counts[bisect.bisect_left(BUCKETS_S, waited_s)] += 1
-        self.sum_s += waited_s
+        self.counts[bisect_left(BUCKETS_S, waited_s)] += 1
+        if waited_s > 0:
+            self.sum_s += waited_s
 
 
 class Freshness:
@@ -32,10 +31,8 @@ class Freshness:
         self.visible = Waits()
         self.fetched = Waits()
 
-    def observe(self, oldest_ms: int, newest_ms: int, fetched_at: float, counted: bool) -> None:
-        if not counted:
-            return
-        now = time.time()
+    def observe(self, oldest_ms: int, newest_ms: int, fetched_at: float, now: float) -> None:
+        """A batch is searchable `now`; like `fetched_at` in seconds of the wall clock."""
         self.fetched.observe(now - fetched_at)
         self.visible.observe(now - oldest_ms / 1000)
         self.visible.observe(now - newest_ms / 1000)

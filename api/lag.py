@@ -35,26 +35,25 @@ def word_of(committed: Committed | None) -> Word:
         return Word()
 
 
-def of_partition(partition: PartitionMirror, committed: Committed | None) -> dict[str, Any]:
-    status, view = partition.status, partition.view
-    word = word_of(committed)
-    live, dead = (view.live_rows, view.dead_rows) if view else (0, 0)
+def of_partition(partition: PartitionMirror, committed: Committed | None, has_index: bool) -> dict[str, Any]:
+    """`built_position` is null where rows are meant to stay without an index."""
+    status, word = partition.status, word_of(committed)
     return {
-        "partition": status.view.partition,
-        "log_end_offset": None if status.end is None else max(status.end, partition.position),
+        "partition": partition.number,
+        "log_end_offset": status.end,
         "applied_position": status.position if status.opened else None,
         "checkpointed_position": status.checkpointed,
-        "built_position": _built_position(partition),
+        "built_position": status.built_position if status.opened and has_index else None,
         "committed_offset": None if committed is None else committed.offset,
         "offset_lag": partition.offset_lag,
         "open_transaction_offsets": status.open_transaction_offsets,
         "time_lag_ms": partition.time_lag_ms,
         "caught_up_ms": status.caught_up_ms or None,
         "tail_bytes": status.tail_bytes,
-        "unbuilt_rows": view.unbuilt_rows if view else 0,
-        "live_rows": live,
-        "dead_share": round(dead / max(1, live + dead), 4),
-        "segments": len(view.searcher.segments) if view else 0,
+        "unbuilt_rows": status.unbuilt_rows,
+        "live_rows": status.live_rows,
+        "dead_share": round(status.dead_rows / max(1, status.live_rows + status.dead_rows), 4),
+        "segments": status.segments,
         "manifest": status.manifest,
         "bad_records": status.bad_records,
         "digest": f"{status.digest:016x}",
@@ -66,17 +65,11 @@ def of_partition(partition: PartitionMirror, committed: Committed | None) -> dic
     }
 
 
-def _built_position(partition: PartitionMirror) -> int | None:
-    """Null where segments are meant to stay without an index."""
-    view = partition.view
-    return None if view is None or view.collection.index.kind == "flat" else view.built_position
-
-
 def of_collection(served: Served) -> dict[str, Any]:
-    follower, collection = served.follower, served.status
-    follower.open_coming()
+    follower, collection = served.follower(), served.status
     committed = collection.committed if collection else {}
-    partitions = [of_partition(p, committed.get(p.status.view.partition)) for p in follower.partitions]
+    has_index = served.collection.index.kind != "flat"
+    partitions = [of_partition(p, committed.get(p.number), has_index) for p in follower.partitions]
     lags = [partition["offset_lag"] for partition in partitions]
     return {
         "collection": served.collection.name,
@@ -110,13 +103,13 @@ def problems(replica: Replica) -> dict[str, list[dict[str, Any]]]:
     return {
         name: found
         for name, served in replica.collections.items()
-        if served.status is not None and (found := _problems_of(served.follower))
+        if served.is_open and (found := _problems_of(served.follower()))
     }
 
 
 def _problems_of(follower: FollowerMirror) -> list[dict[str, Any]]:
     return [
-        {"partition": p.status.view.partition, "problem": p.problem, "since_ms": p.problem_since_ms}
+        {"partition": p.number, "problem": p.problem, "since_ms": p.problem_since_ms}
         for p in follower.partitions
         if p.problem
     ]

@@ -6,6 +6,7 @@ status; never an id.
 """
 
 import os
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +17,8 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from api.freshness import BUCKETS_S, Waits
-from api.mirror import PartitionMirror, Replica
+from api.mirror import FollowerMirror, PartitionMirror, Replica
+from api.status import IndexStatus
 
 _BUCKETS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0)
 _LABELS = ["collection", "partition"]
@@ -31,11 +33,19 @@ _TEXTS = {
     "dead_rows": "Rows replaced or deleted",
     "unbuilt_rows": "Rows without an index yet",
     "segments": "Segments",
-    "segment_recall_min": "Least recall@10 of a segment with an index, as measured when it was built",
-    "segments_below_recall_target": "Segments whose index misses the recall target",
+    "segment_recall_min": "Least recall@10 of a segment with a graph, as measured when it was built",
+    "segments_below_recall_target": "Segments whose graph misses the recall target",
     "tail_bytes": "Memory of rows and deletes that no checkpoint holds yet",
     "partition_problem": "1 while the partition does not follow its log, waits or cannot be served, else 0",
     "bad_records": "Bad records passed over (the consumer writes the dead letters)",
+}
+_INDEX_TEXTS = {
+    "index_entries": "Rows in the collection's index, dead ones too",
+    "index_dead_entries": "Dead rows in the collection's index",
+    "index_bytes": "Memory of the collection's index",
+    "index_quantizer_version": "The consumers' quantizer that it uses, 0 for one of the replica's own",
+    "index_recall": "Recall@10 of the collection's index, as calibrated",
+    "index_below_recall_target": "1 while the collection's index misses the recall target, else 0",
 }
 
 
@@ -79,6 +89,10 @@ class _FollowerCollector(Collector):
 
     def collect(self) -> Iterator[Any]:
         gauges = {name: GaugeMetricFamily(f"tidemark_{name}", text, labels=_LABELS) for name, text in _TEXTS.items()}
+        of_index = {
+            name: GaugeMetricFamily(f"tidemark_{name}", text, labels=["collection"])
+            for name, text in _INDEX_TEXTS.items()
+        }
         visible = HistogramMetricFamily(
             "tidemark_visible_latency_seconds", "From a record's timestamp to searchable", labels=_LABELS
         )
@@ -91,24 +105,47 @@ class _FollowerCollector(Collector):
         )
         for name, served in self._replica.collections.items():
             ready.add_metric([name], int(served.not_ready() is None))
-            if served.status is None:
+            if not served.is_open:
                 continue
-            served.follower.open_coming()
-            twice.add_metric([name], served.follower.status.ids_in_two_partitions)
-            for partition in served.follower.partitions:
+            follower = served.follower()
+            twice.add_metric([name], follower.status.ids_in_two_partitions)
+            if follower.status.index is not None:
+                for what, figure in _index_values(follower.status.index, served.recall_target).items():
+                    of_index[what].add_metric([name], figure)
+            recalls = _recalls(follower)
+            for partition in follower.partitions:
                 status = partition.status
-                labels = [name, str(status.view.partition)]
-                for gauge, value in _values(partition, served.recall_target).items():
+                labels = [name, str(partition.number)]
+                for gauge, value in _values(partition, recalls[partition.number], served.recall_target).items():
                     if value is not None:
                         gauges[gauge].add_metric(labels, value)
                 visible.add_metric(labels, _buckets(status.visible), status.visible.sum_s)
                 fetched.add_metric(labels, _buckets(status.fetched), status.fetched.sum_s)
-        yield from (*gauges.values(), visible, fetched, ready, twice)
+        yield from (*gauges.values(), *of_index.values(), visible, fetched, ready, twice)
 
 
-def _values(partition: PartitionMirror, recall_target: float) -> dict[str, float | None]:
-    status, view, time_lag = partition.status, partition.view, partition.time_lag_ms
-    recalls = list(view.searcher.recalls.values()) if view else []
+def _recalls(follower: FollowerMirror) -> dict[int, list[float]]:
+    """By partition, those of its segments that have a graph."""
+    found: dict[int, list[float]] = defaultdict(list)
+    for segment in follower.view.snapshot().segments if follower.view else ():
+        if segment.has_graph:
+            found[segment.partition].append(segment.entry.recall)
+    return found
+
+
+def _index_values(index: IndexStatus, recall_target: float) -> dict[str, float]:
+    return {
+        "index_entries": index.entries,
+        "index_dead_entries": index.dead,
+        "index_bytes": index.bytes,
+        "index_quantizer_version": index.version,
+        "index_recall": index.recall,
+        "index_below_recall_target": int(index.recall < recall_target),
+    }
+
+
+def _values(partition: PartitionMirror, recalls: list[float], recall_target: float) -> dict[str, float | None]:
+    status, time_lag = partition.status, partition.time_lag_ms
     return {
         "log_end_offset": status.end,
         "applied_offset": status.position,
@@ -116,12 +153,12 @@ def _values(partition: PartitionMirror, recall_target: float) -> dict[str, float
         "lag_records": partition.offset_lag,
         "open_transaction_offsets": status.open_transaction_offsets,
         "lag_seconds": None if time_lag is None else time_lag / 1000,
-        "live_rows": view.live_rows if view else None,
-        "dead_rows": view.dead_rows if view else None,
-        "unbuilt_rows": view.unbuilt_rows if view else None,
-        "segments": len(view.searcher.segments) if view else None,
+        "live_rows": status.live_rows if status.opened else None,
+        "dead_rows": status.dead_rows if status.opened else None,
+        "unbuilt_rows": status.unbuilt_rows if status.opened else None,
+        "segments": status.segments if status.opened else None,
         "segment_recall_min": min(recalls, default=None),
-        "segments_below_recall_target": sum(each < recall_target for each in recalls) if view else None,
+        "segments_below_recall_target": sum(each < recall_target for each in recalls) if status.opened else None,
         "tail_bytes": status.tail_bytes,
         "partition_problem": int(partition.problem is not None),
         "bad_records": status.bad_records,

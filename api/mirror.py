@@ -1,18 +1,21 @@
 """A replica's followers as an HTTP worker sees them: their views, mapped, and their published status.
 
-The replica's process (`__main__.py`) writes, this one reads; a side thread opens new segments before a search
-needs them. Nothing here waits for the log, a broker or a lock of the other process.
+The replica's process (`__main__.py`) writes, this one reads. A side thread reads what was published, and opens new
+segments before a search needs them; a search looks at what the side thread left, and at the positions in shared
+memory. Nothing here waits for the log, a broker or a lock of the other process.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import msgspec
+import numpy as np
 from msgspec.structs import replace
+from numpy.typing import NDArray
 
 from api.problems import Incomplete, NotFound, NotReady
 from api.status import KNOWN_FOR_S, CollectionStatus, FollowerStatus, PartitionStatus, ReplicaStatus
@@ -20,15 +23,13 @@ from tidemark import generation
 from tidemark.caught_up import now_ms
 from tidemark.collection import Collection
 from tidemark.errors import StoreUnavailable, TidemarkError
-from tidemark.mirror import ViewMirror
+from tidemark.mirror import Problem, ViewMirror
 from tidemark.settings import Settings
 from tidemark.shared_memory import Document, Region
-from tidemark.snapshot import ViewPlace
 
 logger = logging.getLogger(__name__)
 
-REFRESH_EVERY_S = 0.01
-OPEN_S_MAX = 5.0
+REFRESH_EVERY_S, FAILED_S = 0.01, 1.0
 # The brokers are asked every second, and answer within one.
 AT_END_FOR_MS = 2_500
 # Partitions that an error names.
@@ -40,33 +41,28 @@ _decode_follower = msgspec.json.Decoder(FollowerStatus).decode
 
 @dataclass(frozen=True, slots=True)
 class PartitionMirror:
-    """One partition: what was published of it last, and its view, None while it is not served.
-
-    `broken` is a view that this process cannot open.
-    """
+    """One partition: what was published of it last, and why it cannot be opened here, if so."""
 
     status: PartitionStatus
-    view: ViewMirror | None
-    broken: ViewMirror | None = None
+    broken: Problem | None = None
+
+    @property
+    def number(self) -> int:
+        return self.status.partition
 
     @property
     def problem(self) -> str | None:
-        return self.status.problem or (self.broken.problem if self.broken else None)
+        return self.status.problem or (self.broken.why if self.broken else None)
 
     @property
     def problem_since_ms(self) -> int | None:
-        return self.status.problem_since_ms or (self.broken.problem_since_ms if self.broken else None)
-
-    @property
-    def position(self) -> int:
-        """The view may be ahead of the status, never behind what was searched."""
-        return max(self.status.position, self.view.position if self.view else 0)
+        return self.status.problem_since_ms or (self.broken.since_ms if self.broken else None)
 
     @property
     def offset_lag(self) -> int | None:
         """Offsets not applied yet; None when the end of the log is not known now, or is not that of our log."""
         end = self.status.end if self.status.lag_known else None
-        return None if end is None else max(0, end - self.position)
+        return None if end is None else max(0, end - self.status.position)
 
     @property
     def time_lag_ms(self) -> int | None:
@@ -85,31 +81,71 @@ class Missing(NamedTuple):
     why: str
 
 
-class _Shown(NamedTuple):
-    status: FollowerStatus
-    views: tuple[ViewMirror, ...]
-    unopened: list[Missing]
+class _Told:
+    """One status of a follower, and what every search needs of it, made once."""
 
-    @property
-    def missing(self) -> list[Missing]:
-        return self.unopened + [Missing(view.partition, view.problem) for view in self.views if view.problem]
+    def __init__(self, status: FollowerStatus) -> None:
+        self.status = status
+        partitions = status.partitions
+        self.unopened = [
+            Missing(each.partition, each.problem or "its newest checkpoint is being opened")
+            for each in partitions
+            if status.served and not each.opened
+        ]
+        self.numbers: NDArray[np.int64] = np.array([each.partition for each in partitions], np.int64)
+        self._caught_up_ms = np.array([each.caught_up_ms for each in partitions], np.int64)
+        unknown = np.iinfo(np.int64).max  # an end that no position reaches
+        ends = [each.end if each.lag_known and each.end is not None else unknown for each in partitions]
+        self._ends = np.array(ends, np.int64)
+
+    def staleness_ms(self, positions: NDArray[np.int64]) -> int | None:
+        """The largest time lag of the partitions, None when one is not known; `positions` are those of `numbers`."""
+        if not len(self.numbers) or not self._caught_up_ms.all():
+            return None
+        ages = np.maximum(1, now_ms() - self._caught_up_ms)
+        known = time.monotonic() - self.status.turned_at <= KNOWN_FOR_S
+        at_end = (positions >= self._ends) & (ages <= AT_END_FOR_MS) & known
+        return int(np.where(at_end, 0, ages).max())
 
 
 class FollowerMirror:
-    """One follower; its views keep their last state when it is replaced."""
+    """One follower, as of the last `refresh`; its view keeps its last state when the follower is replaced."""
 
     def __init__(self, collection: Collection, document: Document) -> None:
         self.collection = collection
         self._document = document
-        self._seen = (0, FollowerStatus())
-        self._shown = _Shown(FollowerStatus(), (), [])
+        self._version = 0
+        self._told = _Told(FollowerStatus())
+        self._view: ViewMirror | None = None
+        self._lock = threading.Lock()
+
+    def refresh(self) -> None:
+        """Read what was published, open what is announced, and try again what could not be opened.
+
+        On a side thread, and before the first search. Raises StoreUnavailable when the follower is gone.
+        """
+        with self._lock:
+            if self._version != self._document.version:
+                self._version, content = self._document.read()
+                told = _Told(_decode_follower(content))
+                self._view = self._view or self._open(told.status)
+                self._told = told
+        if self._view is not None:
+            said = self._view.problems
+            self._view.refresh()
+            for number, problem in self._view.problems.items():
+                if number not in said or said[number].why != problem.why:
+                    logger.error("%s", problem.why)
+
+    def _open(self, status: FollowerStatus) -> ViewMirror | None:
+        try:
+            return ViewMirror(self.collection, status.view) if status.view else None
+        except FileNotFoundError:  # this follower was replaced, and its process has let go of it
+            raise StoreUnavailable(f"{self.collection.name}: another generation is served by now: ask again") from None
 
     @property
     def status(self) -> FollowerStatus:
-        if self._seen[0] != self._document.version:
-            version, content = self._document.read()
-            self._seen = (version, _decode_follower(content))
-        return self._seen[1]
+        return self._told.status
 
     @property
     def generation(self) -> str:
@@ -120,61 +156,41 @@ class FollowerMirror:
         return self.status.problem
 
     @property
-    def views(self) -> tuple[ViewMirror, ...]:
-        """The views of the opened partitions; none before all that are known can be served or have said why not."""
-        return self._show().views
-
-    def _show(self) -> "_Shown":
-        """Views and what is missing, of one status; replaced by one assignment, for many threads ask."""
-        status, shown = self.status, self._shown
-        if status is not shown.status:
-            partitions = status.partitions if status.served else []
-            known = {view.place: view for view in shown.views}
-            places = [partition.view for partition in partitions if partition.opened]
-            views = tuple(known.get(place) or self._view(place) for place in places)
-            unopened = [
-                Missing(partition.view.partition, partition.problem or "its newest checkpoint is being opened")
-                for partition in partitions
-                if not partition.opened
-            ]
-            self._shown = shown = _Shown(status, views, unopened)
-        return shown
-
-    def _view(self, place: ViewPlace) -> ViewMirror:
-        try:
-            return ViewMirror(self.collection, place)
-        except FileNotFoundError:  # this follower was replaced, and its process has let go of it
-            raise StoreUnavailable(f"{self.collection.name}: another generation is served by now: ask again") from None
+    def view(self) -> ViewMirror | None:
+        """The view; None before all partitions that are known can be served or have said why not."""
+        return self._view if self.status.served else None
 
     @property
     def missing(self) -> list[Missing]:
         """Partitions known that cannot be served now; none before the first opening, when nothing can."""
-        return self._show().missing
-
-    def read(self, allow_partial: bool, work: Callable[[Sequence[ViewMirror]], T]) -> tuple[T, list[Missing]]:
-        """What `work` finds in the views of all partitions, or of those that can be served when that is allowed.
-
-        Raises NotReady before the first opening, and Incomplete when partitions are missing and have to be there.
-        """
-        unavailable: StoreUnavailable | None = None
-        for _ in range(len(self.views) + 2):  # each turn finds another view that cannot be opened
-            shown = self._show()
-            views, missing = shown.views, shown.missing
-            if missing and not allow_partial:
-                raise Incomplete(f"{self._incomplete(missing)}: ask later, or for the others alone with allow_partial")
-            if missing:
-                views = tuple(view for view in views if view.problem is None)
-            if not views:
-                raise Incomplete(self._incomplete(missing)) if missing else NotReady(self._not_served)
-            try:
-                return work(views), missing
-            except StoreUnavailable as error:  # the view's own problem says so from now on
-                unavailable = error
-        raise unavailable or NotReady(self._not_served)
+        broken = self._broken
+        if not broken:
+            return self._told.unopened
+        return self._told.unopened + [Missing(number, problem.why) for number, problem in broken.items()]
 
     @property
-    def _not_served(self) -> str:
-        return f"{self.collection.name}: {self.problem or 'not opened yet'}"
+    def _broken(self) -> Mapping[int, Problem]:
+        """Partitions that this process cannot open whole."""
+        return self._view.problems if self._view is not None else {}
+
+    def read(self, allow_partial: bool, work: Callable[[ViewMirror], T]) -> tuple[T, list[Missing]]:
+        """What `work` finds in the view, and the partitions that it may not hold whole, when that is allowed.
+
+        Raises NotReady before the first opening, and Incomplete when partitions are missing and have to be there, or
+        all are.
+        """
+        while True:
+            view = self.view
+            if view is None:
+                raise NotReady(f"{self.collection.name}: {self.problem or 'not opened yet'}")
+            failures, missing = view.failures, self.missing
+            if missing and not allow_partial:
+                raise Incomplete(f"{self._incomplete(missing)}: ask later, or for the others alone with allow_partial")
+            if missing and len(missing) >= len(self.status.partitions):
+                raise Incomplete(self._incomplete(missing))
+            found = work(view)
+            if view.failures == failures:  # else it may have looked at less than `missing` says
+                return found, missing
 
     def _incomplete(self, missing: list[Missing]) -> str:
         named = "; ".join(f"partition {number}: {why}" for number, why in missing[:NAMED_MAX])
@@ -187,41 +203,24 @@ class FollowerMirror:
         missing = self.missing
         return self._incomplete(missing) if missing else self.status.not_ready
 
-    def open_coming(self) -> None:
-        """Open what is announced, and try again what could not be opened: on a side thread, and before all is shown."""
-        for view in self.views:
-            said = view.problem
-            try:
-                view.refresh()
-            except StoreUnavailable as error:
-                if view.problem != said:
-                    logger.error("%s", error)
-
     @property
     def partitions(self) -> list[PartitionMirror]:
         """All partitions; when nothing was published lately, their lags are not known."""
-        views = {view.place: view for view in self.views if view.problem is None}
-        broken = {view.place: view for view in self.views if view.problem is not None}
-        status = self.status
+        status, broken = self.status, self._broken
         silent = time.monotonic() - status.turned_at > KNOWN_FOR_S
         found = [replace(p, lag_known=False) for p in status.partitions] if silent else status.partitions
-        return [PartitionMirror(p, views.get(p.view), broken.get(p.view)) for p in found]
-
-    @property
-    def served_views(self) -> list[ViewMirror]:
-        """The views that can be searched here, as far as is known."""
-        return [view for view in self.views if view.problem is None]
+        return [PartitionMirror(p, broken.get(p.partition)) for p in found]
 
     @property
     def positions(self) -> dict[int, int]:
-        return {view.partition: view.position for view in self.views}
+        """The next offset to apply of each partition that is opened, now; none before the first opening."""
+        return {} if self.view is None else self.view.positions
 
     @property
     def staleness_ms(self) -> int | None:
         """The largest time lag of the partitions, null when one is not known."""
-        lags = [partition.time_lag_ms for partition in self.partitions]
-        known = [lag for lag in lags if lag is not None]
-        return max(known) if known and len(known) == len(lags) else None
+        told, view = self._told, self._view
+        return None if view is None else told.staleness_ms(view.positions_of(told.numbers))
 
 
 class Served:
@@ -235,11 +234,11 @@ class Served:
 
     @property
     def recall_target(self) -> float:
-        """The recall@10 that the segments of the generation served were to reach.
+        """The recall@10 that the indexes of the generation served were to reach.
 
         What is configured while the generation's file cannot be read; they differ after a change and before a replay.
         """
-        name = self.follower.generation
+        name = self.follower().generation
         if self._recall_target is None or self._recall_target[0] != name:
             try:
                 root = self._replica.settings.checkpoint_root
@@ -255,30 +254,39 @@ class Served:
         return self._replica.status.collections.get(self.collection.name)
 
     @property
+    def is_open(self) -> bool:
+        """Whether there is a follower."""
+        return self._follower is not None
+
     def follower(self) -> FollowerMirror:
-        """The follower that serves it now; raises StoreUnavailable while there is none."""
-        deadline = time.monotonic() + OPEN_S_MAX
-        while time.monotonic() < deadline:
-            status, held = self.status, self._follower
-            if status is not None and held is not None and held[0] == status.follower:
-                return held[1]
+        """The follower that serves it; raises StoreUnavailable while there is none."""
+        if self._follower is None:
+            raise StoreUnavailable(f"{self.collection.name}: the replica has not opened it yet")
+        return self._follower[1]
+
+    def refresh(self) -> None:
+        """Follow what the replica serves; raises StoreUnavailable when that has just been replaced."""
+        status, held = self.status, self._follower
+        if status is None:
+            return
+        if held is None or held[0] != status.follower:
             try:
-                if status is not None:
-                    document = Document(Region.open(status.follower))
-                    self._follower = (status.follower, FollowerMirror(self.collection, document))
-                    continue
-            except FileNotFoundError:  # replaced meanwhile: the next status names another one
-                pass
-            time.sleep(REFRESH_EVERY_S)
-        raise StoreUnavailable(f"{self.collection.name}: the replica has not opened it yet")
+                document = Document(Region.open(status.follower))
+            except FileNotFoundError:  # the next status names another one
+                raise StoreUnavailable(f"{self.collection.name}: another generation is served by now") from None
+            found = FollowerMirror(self.collection, document)
+            found.refresh()
+            if held is None or found.view is not None:  # else it has not published yet that it serves
+                held = self._follower = status.follower, found
+        held[1].refresh()
 
     def not_ready(self) -> str | None:
         """Why the collection is not ready, None when it is."""
-        return "starting" if self.status is None else self.follower.not_ready()
+        return "starting" if self._follower is None else self._follower[1].not_ready()
 
 
 class Replica:
-    """All collections; `start` starts the side thread that opens what is coming."""
+    """All collections; `start` looks at them, and starts the side thread that goes on looking."""
 
     def __init__(self, settings: Settings, document: Document) -> None:
         self.settings = settings
@@ -298,12 +306,11 @@ class Replica:
 
     @property
     def status(self) -> ReplicaStatus:
-        if self._seen[0] != self._document.version:
-            version, content = self._document.read()
-            self._seen = (version, _decode_replica(content))
+        """As of the last look."""
         return self._seen[1]
 
     def start(self) -> None:
+        self._look()
         self._thread.start()
 
     def close(self) -> None:
@@ -311,10 +318,19 @@ class Replica:
 
     def _refresh(self) -> None:
         while not self._closing.wait(REFRESH_EVERY_S):
-            for served in self.collections.values():
-                try:
-                    if served.status is not None:
-                        served.follower.open_coming()
-                except Exception as error:  # a search says the same to whom it concerns
-                    logger.warning("%s: %s", served.collection.name, error)
-                    self._closing.wait(1.0)
+            if not self._look():
+                self._closing.wait(FAILED_S)
+
+    def _look(self) -> bool:
+        """False when something failed: whoever is concerned is told the same by a search."""
+        if self._seen[0] != self._document.version:
+            version, content = self._document.read()
+            self._seen = (version, _decode_replica(content))
+        well = True
+        for served in self.collections.values():
+            try:
+                served.refresh()
+            except Exception as error:
+                logger.warning("%s: %s", served.collection.name, error)
+                well = False
+        return well

@@ -1,10 +1,6 @@
 """Stored rows as JSON: one by id, and page by page in the order of partition and offset."""
 
-from itertools import islice
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from api.mirror import FollowerMirror
 from api.search import name_missing, raw_json, stored
@@ -16,7 +12,7 @@ from tidemark.errors import BadQuery
 def record(follower: FollowerMirror, text: str, allow_partial: bool) -> dict[str, Any]:
     """The stored row of an id; raises NotFound."""
     found, missing = stored(follower, text, allow_partial)
-    body = _as_json(follower, *found)
+    body = _as_json(follower, found)
     name_missing(body, missing)
     return body
 
@@ -24,11 +20,9 @@ def record(follower: FollowerMirror, text: str, allow_partial: bool) -> dict[str
 def page(follower: FollowerMirror, cursor: str, limit: int, allow_partial: bool) -> dict[str, Any]:
     """Up to `limit` rows after the cursor of the page before; an empty cursor starts."""
     after = _position(cursor)
-    hits, missing = follower.read(allow_partial, lambda views: list(islice(searcher.scan(views, after, limit), limit)))
+    hits, missing = follower.read(allow_partial, lambda view: list(searcher.scan(view, after, limit)))
     last = f"{hits[-1].partition}-{hits[-1].offset}" if len(hits) == limit else None
-    found = [(hit, np.array(hit.vector)) for hit in hits]
-    live = [_as_json(follower, hit, vector) for hit, vector in found if not np.isnan(vector[0])]  # killed meanwhile
-    body: dict[str, Any] = {"vectors": live, "cursor": last}
+    body: dict[str, Any] = {"vectors": [_as_json(follower, hit) for hit in hits], "cursor": last}
     name_missing(body, missing)
     return body
 
@@ -42,11 +36,11 @@ def _position(cursor: str) -> tuple[int, int] | None:
     return int(partition), min(int(offset), 2**63 - 2)
 
 
-def _as_json(follower: FollowerMirror, hit: searcher.Hit, vector: NDArray[np.float32]) -> dict[str, Any]:
+def _as_json(follower: FollowerMirror, hit: searcher.Hit) -> dict[str, Any]:
     return {
         "id": ids.to_text(hit.id, follower.collection.id_format),
         "metadata": raw_json(hit.metadata),
-        "vector": vector,
+        "vector": hit.vector,
         "partition": hit.partition,
         "offset": hit.offset,
         "timestamp_ms": hit.timestamp,

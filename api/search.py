@@ -7,7 +7,7 @@ queue. No vector passes through Pydantic.
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -21,13 +21,13 @@ from api.problems import NotFound
 from tidemark import id as ids
 from tidemark import searcher, service
 from tidemark.errors import BadQuery, NotFreshEnough, Overloaded
+from tidemark.mirror import ViewMirror
 from tidemark.settings import Settings
-from tidemark.snapshot import SearchedView
 
 T = TypeVar("T")
 # Numbers compared on the event loop: 20k rows of 128-d take 0.4 ms.
 INLINE_NUMBERS_MAX = 200_000 * 128
-# One query of an index takes 0.1 to 0.15 ms, as long as a scan of 6k rows of 128-d.
+# One query of an index takes 0.1 to 0.2 ms, as long as a scan of 6k rows of 128-d.
 INDEX_NUMBERS = 6_000 * 128
 # A hit takes 6 us to merge and to write, and a number of its vector 0.02.
 HIT_NUMBERS, WRITTEN_NUMBERS = 300 * 128, 128
@@ -88,7 +88,7 @@ class Searches:
         self, served: Served, request: schemas.SearchRequest, queries: NDArray[np.float32] | None
     ) -> bytes:
         started = time.perf_counter()
-        follower = served.follower
+        follower = served.follower()
         if request.min_positions:
             with self.for_others:
                 follower = await self._wait_for(served, request)
@@ -98,11 +98,11 @@ class Searches:
             prepared = searcher.prepare_queries(asked, served.collection)
             answer, missing = follower.read(
                 request.allow_partial,
-                lambda views: searcher.search(views, prepared, request.k, request.effort, request.exact),
+                lambda view: searcher.search(view, prepared, request.k, request.effort, request.exact),
             )
             return encode(follower, answer, missing, request, started)
 
-        numbers, _ = follower.read(request.allow_partial, lambda views: _numbers(views, len(asked), request))
+        numbers, _ = follower.read(request.allow_partial, lambda view: _numbers(view, len(asked), request))
         cheap = numbers <= INLINE_NUMBERS_MAX
         return work() if cheap and self.waiting == 0 else await self.in_pool(work)
 
@@ -122,19 +122,20 @@ class Searches:
         wanted = {int(partition): position for partition, position in request.min_positions.items()}
         deadline = time.monotonic() + request.timeout_ms / 1000
         while True:
-            reached = served.follower.positions
+            follower = served.follower()
+            reached = follower.positions
             if all(reached.get(partition, -1) >= position for partition, position in wanted.items()):
-                return served.follower
+                return follower
             if time.monotonic() >= deadline:
                 raise NotFreshEnough(
                     f"positions {wanted} were not reached within {request.timeout_ms} ms; reached are {reached}"
-                    + _open_transactions(served.follower, wanted)
+                    + _open_transactions(follower, wanted)
                 )
             await asyncio.sleep(self.for_others.seldom(FRESHNESS_POLL_S))
 
     def _stored(self, follower: FollowerMirror, request: schemas.SearchRequest) -> NDArray[np.float32]:
-        (_, vector), _ = stored(follower, request.id or "", request.allow_partial)
-        return vector[None, :]
+        hit, _ = stored(follower, request.id or "", request.allow_partial)
+        return hit.vector[None, :]
 
 
 def _open_transactions(follower: FollowerMirror, wanted: dict[int, int]) -> str:
@@ -143,25 +144,15 @@ def _open_transactions(follower: FollowerMirror, wanted: dict[int, int]) -> str:
         f"; of partition {number} {waiting} offsets wait behind an open transaction: "
         "nobody who reads committed records sees them before it is committed or aborted"
         for partition in follower.partitions
-        if partition.position < wanted.get(number := partition.status.view.partition, 0)
+        if partition.status.position < wanted.get(number := partition.number, 0)
         and (waiting := partition.status.open_transaction_offsets)
     )
 
 
-def stored(
-    follower: FollowerMirror, text: str, allow_partial: bool
-) -> tuple[tuple[searcher.Hit, NDArray[np.float32]], list[Missing]]:
-    """The live row of an id and a copy of its vector, and the partitions that were not looked into; raises NotFound."""
+def stored(follower: FollowerMirror, text: str, allow_partial: bool) -> tuple[searcher.Hit, list[Missing]]:
+    """The live row of an id, and the partitions that were not looked into whole; raises NotFound."""
     id_ = ids.from_text(text, follower.collection.id_format)
-
-    def look(views: Sequence[SearchedView]) -> tuple[searcher.Hit, NDArray[np.float32]] | None:
-        while (hit := searcher.get(views, id_)) is not None:
-            vector = np.array(hit.vector)
-            if not np.isnan(vector[0]):  # killed since it was found (exact.py): look for its newer version
-                return hit, vector
-        return None
-
-    found, missing = follower.read(allow_partial, look)
+    found, missing = follower.read(allow_partial, lambda view: searcher.get(view, id_))
     if found is None:
         where = "the partitions of it that can be served hold" if missing else "it holds"
         raise NotFound(f"collection {follower.collection.name!r}: {where} no id {text[:80]!r}")
@@ -175,16 +166,17 @@ def name_missing(body: dict[str, Any], missing: list[Missing]) -> None:
         body["missing"] = [{"partition": partition, "why": why} for partition, why in missing]
 
 
-def _numbers(views: Sequence[SearchedView], queries: int, request: schemas.SearchRequest) -> float:
+def _numbers(view: ViewMirror, queries: int, request: schemas.SearchRequest) -> float:
     """What an answer costs, in numbers compared: an index or a hit costs about as much as a scan of some rows."""
-    dimension = views[0].collection.dimension
+    dimension, snapshot = view.collection.dimension, view.snapshot()
     hit = HIT_NUMBERS + ("vector" in request.include) * dimension * WRITTEN_NUMBERS
     rendered = queries * request.k * hit
-    if request.exact:
-        return rendered + queries * dimension * sum(view.live_rows + view.dead_rows for view in views)
-    snapshots = [view.searcher for view in views]
-    scanned = sum(snapshot.scan_cost for snapshot in snapshots)
-    built = sum(segment.is_built for snapshot in snapshots for segment in snapshot.segments)
+    if request.exact or view.collection.index.kind == "flat":
+        return rendered + queries * dimension * sum(part.row_count for part in snapshot.parts)
+    coded = snapshot.index.coded if snapshot.index else 0
+    scanned = sum(segment.row_count for segment in snapshot.unindexed)
+    scanned += max(0, snapshot.tails[-1].stop - coded) if snapshot.tails else 0
+    built = (snapshot.index is not None) + sum(segment.has_graph for segment in snapshot.segments)
     effort = max(1.0, request.effort) * max(1.0, request.k / 100)
     return rendered + queries * (dimension * scanned + built * effort * INDEX_NUMBERS)
 
@@ -229,8 +221,7 @@ def _hit(follower: FollowerMirror, hit: searcher.Hit, with_metadata: bool, with_
     if with_metadata:
         found["metadata"] = raw_json(hit.metadata)
     if with_vector:
-        vector = np.array(hit.vector)
-        found["vector"] = None if np.isnan(vector[0]) else vector  # replaced or deleted while we answer
+        found["vector"] = hit.vector
     return found
 
 

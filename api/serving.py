@@ -145,7 +145,7 @@ class Served:
                     return None
                 behind += lag
             else:
-                behind += max(0, old.view.position - other.view.position)
+                behind += max(0, old.position - other.position)
         return behind
 
     def _swap(self, follower: Follower, now: float) -> None:

@@ -1,7 +1,7 @@
 """What the replica's process publishes of its followers, and its HTTP workers read: values in shared documents.
 
 One document for the replica, one per follower, JSON by msgspec. The rows themselves are read as `tidemark.snapshot`
-says; what a search needs at once, its position, is there too.
+says; what a search needs at once, its positions, is there too.
 """
 
 import msgspec
@@ -17,11 +17,12 @@ KNOWN_FOR_S = 5.0
 class PartitionStatus(msgspec.Struct, frozen=True):
     """One followed partition; position and digest belong together. Times are ms of the wall clock.
 
-    `caught_up_ms`: everything written before is applied; 0 when that is not known. `refused`: `problem` keeps it from
-    following its log or from being opened, and is no wait. `problem_since_ms` is null when there is no problem.
+    `unbuilt_rows` are in no index, and the first of them has the offset `built_position`. `caught_up_ms`: everything
+    written before is applied; 0 when that is not known. `refused`: `problem` keeps it from following its log or from
+    being opened, and is no wait. `problem_since_ms` is null when there is no problem.
     """
 
-    view: ViewPlace
+    partition: int
     opened: bool
     refused: bool
     state: str
@@ -37,12 +38,36 @@ class PartitionStatus(msgspec.Struct, frozen=True):
     manifest: int | None
     bad_records: int
     tail_bytes: int
+    segments: int
+    live_rows: int
+    dead_rows: int
+    unbuilt_rows: int
+    built_position: int
     visible: Waits
     fetched: Waits
 
 
+class IndexStatus(msgspec.Struct, frozen=True):
+    """The lists of a collection, and how they are searched.
+
+    `version` is that of the consumers' quantizer, 0 for one of the replica's own. `recall` is recall@10 as calibrated.
+    """
+
+    version: int
+    entries: int
+    dead: int
+    bytes: int
+    recall: float
+    lists: int
+    probed: int
+    k_factor: int
+
+
 class FollowerStatus(msgspec.Struct, frozen=True):
-    """`served`: every known partition is open or has said why not. `turned_at` is monotonic seconds."""
+    """`served`: every known partition is open or has said why not. `turned_at` is monotonic seconds.
+
+    `view` is where the rows of all partitions are.
+    """
 
     generation: str = ""
     served: bool = False
@@ -51,6 +76,8 @@ class FollowerStatus(msgspec.Struct, frozen=True):
     problem: str | None = "starting"
     turned_at: float = 0.0
     ids_in_two_partitions: int = 0
+    view: ViewPlace | None = None
+    index: IndexStatus | None = None
     partitions: list[PartitionStatus] = []
 
     @property

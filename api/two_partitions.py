@@ -1,23 +1,23 @@
 """Ids that live in two partitions: what producers with different partitioners leave behind, found in a sample.
 
 An id belongs to one partition, else a search finds old versions of it, and a delete may delete nothing. Of the ids
-that are applied some are looked up in the other partitions: 20 a second at most, in a few views a turn, so it costs a
+that are applied some are looked up in the other partitions: 20 a second at most, a few partitions a turn, so it costs a
 hundredth of the follower's time. What is found is looked at again later, because an id may be moving (deleted in one
 partition, written to another), and again and again, so a collection that was mended is so here too.
 Used by the follower's thread. `tidemark doctor` looks at all ids.
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from tidemark.record import Batch
 from tidemark.view import View
 
 IDS_MAX, EVERY_S = 20, 1.0
-# Ids of one batch in the sample, so that each partition has some.
+# Ids of one batch in the sample, so that they are of different moments.
 OF_BATCH = 4
-VIEWS_A_TURN = 4
+PARTITIONS_A_TURN = 4
 CONFIRM_S = 3.0
 # Ids found that are remembered; with more there is nothing new to say.
 FOUND_MAX = 1_000
@@ -39,31 +39,33 @@ class TwoPartitions:
         self._work: Iterator[None] = iter(())
         self.count = 0
 
-    def offer(self, partition: int, batch: Batch) -> None:
+    def offer(self, batch: Batch) -> None:
         if len(self._sample) < IDS_MAX:
-            for id_ in batch.ids[:: max(1, len(batch.ids) // OF_BATCH)][:OF_BATCH]:
-                self._sample[id_] = partition
+            count = len(batch.ids)
+            for at in range(0, count, max(1, -(-count // OF_BATCH))):
+                self._sample[batch.ids[at]] = int(batch.partitions[at])
 
-    def turn(self, views: Mapping[int, View]) -> None:
+    def turn(self, view: View) -> None:
         """Do a little of the work; once a second there is more."""
         now = time.monotonic()
-        if next(self._work, self) is self and now >= self._due and len(views) > 1:
+        if next(self._work, self) is self and now >= self._due and len(view.partitions) > 1:
             self._due = now + EVERY_S
             sample, self._sample = self._sample, {}
-            self._work = self._look(views, sample)
+            self._work = self._look(view, sample)
 
-    def _look(self, views: Mapping[int, View], sample: dict[bytes, int]) -> Iterator[None]:
-        for at, (number, view) in enumerate(views.items()):
-            for id_ in view.holding([id_ for id_, partition in sample.items() if partition != number]):
+    def _look(self, view: View, sample: dict[bytes, int]) -> Iterator[None]:
+        for at, number in enumerate(list(view.partitions)):
+            elsewhere = [id_ for id_, partition in sample.items() if partition != number]
+            for id_ in view.holding(number, elsewhere):
                 if len(self._found) < FOUND_MAX:
                     self._found.setdefault(id_, _Two(sample[id_], number, time.monotonic()))
-            if at % VIEWS_A_TURN == VIEWS_A_TURN - 1:
+            if at % PARTITIONS_A_TURN == PARTITIONS_A_TURN - 1:
                 yield
         for at, id_ in enumerate(list(self._found)[:IDS_MAX]):
             found = self._found.pop(id_)  # the longest not looked at; what stays goes to the end
-            if all(number in views and views[number].holding([id_]) for number in found[:2]):
+            if all(view.holding(number, [id_]) for number in found[:2]):
                 self._found[id_] = found
-            if at % VIEWS_A_TURN == VIEWS_A_TURN - 1:
+            if at % PARTITIONS_A_TURN == PARTITIONS_A_TURN - 1:
                 yield
         confirmed_before = time.monotonic() - CONFIRM_S
         self.count = sum(found.since < confirmed_before for found in self._found.values())

@@ -125,7 +125,7 @@ def _records(follower: FollowerMirror, request: WriteRequest) -> list[Placed]:
         raise BadQuery(f"id {text[:80]!r} is in upserts and in deletes: which comes last? Send two requests")
     placed: list[Placed] = []
     for key, value, headers in [*upserts, *deletes]:
-        stored = searcher.get(follower.views, key)
+        stored = searcher.get(follower.view, key) if follower.view is not None else None
         placed.append((PARTITIONER if stored is None else stored.partition, key, value, headers))
     return placed
 

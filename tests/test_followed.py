@@ -14,14 +14,16 @@ from api.follower import Follower
 from api.tail_memory import TailMemory
 from tests.messages import delete, upsert
 from tests.model import Model, Operation
-from tests.test_view import assert_is
+from tests.views import apply, opened
+from tidemark import searcher
 from tidemark.caught_up import now_ms
 from tidemark.checkpoint import Checkpoints
 from tidemark.collection import Collection
 from tidemark.errors import LogGap
 from tidemark.log import Log
 from tidemark.manifest import TopicIdentity
-from tidemark.record import decode
+from tidemark.mirror import ViewMirror
+from tidemark.segment import Segment
 from tidemark.settings import load
 from tidemark.topic_watch import TopicFacts, TopicWatch
 from tidemark.view import View
@@ -42,8 +44,9 @@ class Both:
         self.memory = TailMemory(2**30)
         self.settings = load(path)
         self.watch = TopicWatch(self.settings, COLLECTION)
-        self.followed = Followed(COLLECTION, root, "g000001", 0, self.watch, 1_000_000, self.memory)
-        self.owner, self.checkpoints = View(COLLECTION, 0), Checkpoints(root, COLLECTION, "g000001", 0)
+        self.view = View(COLLECTION, shared=True)
+        self.followed = Followed(self.view, root, "g000001", 0, self.watch, 1_000_000, self.memory)
+        self.owner, self.checkpoints = opened(COLLECTION), Checkpoints(root, COLLECTION, "g000001", 0)
         assert self.checkpoints.claim(TOPIC, None, 0)
         self.model, self.end = Model(), 0
         self.messages: list[Any] = []
@@ -57,18 +60,33 @@ class Both:
             messages.append(upsert(self.end, id_, vector) if number >= 0 else delete(self.end, id_))
             self.end += 1
         self.messages += messages
-        for view in (self.owner, self.followed.view):
-            view.apply(decode({0: messages}, COLLECTION)[0])
+        for view in (self.owner, self.view):
+            apply(view, messages)
 
     def publish(self, caught_up_ms: int = 1) -> None:
         self.checkpoints.publish(self.owner, caught_up_ms)
 
     def take(self) -> list[str]:
         """Have the follower take the newest checkpoint over; what was damaged of it."""
-        loaded = self.followed.checkpoints.load(self.followed.verified)
-        assert loaded is not None
-        self.followed.take(loaded)
-        return loaded.damaged
+        found = self.followed.load()
+        assert found is not None
+        self.followed.take(found)
+        return found.loaded.damaged
+
+    @property
+    def searched(self) -> tuple[Segment, ...]:
+        return self.followed.applied.segments
+
+    def assert_is_the_model(self) -> None:
+        """Ids, vectors, offsets, count and digest, by another process's view."""
+        mirror, state = ViewMirror(COLLECTION, self.view.place), self.followed.applied
+        hits = list(searcher.scan(mirror, None, 10**6))
+        assert [(hit.id, hit.offset, hit.vector.tolist()) for hit in hits] == [
+            (id_, row.offset, [] if row.vector is None else row.vector.tolist())
+            for id_, row in sorted(self.model.rows.items(), key=lambda item: item[1].offset)
+        ]
+        assert mirror.positions == {0: self.end}
+        assert (state.live_rows, state.digest) == (len(self.model.rows), self.model.digest)
 
 
 def test_segments_passed_over_are_not_verified_again_with_every_manifest(tmp_path: Path) -> None:
@@ -80,7 +98,7 @@ def test_segments_passed_over_are_not_verified_again_with_every_manifest(tmp_pat
     both.publish()
     both.put(50)  # ahead of the checkpoint: its rows stay in memory, its segment is passed over
     both.take()
-    assert both.followed.view.searcher.segments == ()
+    assert both.searched == ()
     for path in both.checkpoints.directory.glob("*/vectors.f32"):
         path.write_bytes(b"\0" * path.stat().st_size)
     for first in (60, 70, 80):
@@ -89,7 +107,7 @@ def test_segments_passed_over_are_not_verified_again_with_every_manifest(tmp_pat
         both.put(first + 2)
         assert both.take() == []
     assert len(list(both.followed.verified)) == 4
-    assert_is(both.followed.view, both.model)
+    both.assert_is_the_model()
 
 
 def test_a_segment_that_was_passed_over_and_is_searched_later_knows_what_died_meanwhile(tmp_path: Path) -> None:
@@ -101,7 +119,7 @@ def test_a_segment_that_was_passed_over_and_is_searched_later_knows_what_died_me
         both.publish()
         both.put(first + 60, -first, first + 1)
         both.take()
-        assert both.followed.view.searcher.segments == ()
+        assert both.searched == ()
         both.put(-(first + 2), first + 3)
         both.publish()
     both.put(999)
@@ -110,9 +128,8 @@ def test_a_segment_that_was_passed_over_and_is_searched_later_knows_what_died_me
     both.publish()
     both.put(1000)
     both.take()
-    assert len(both.followed.view.searcher.segments) > 3
-    assert_is(both.followed.view, both.model)
-    assert both.followed.view.digest == both.model.digest
+    assert len(both.searched) > 3
+    both.assert_is_the_model()
 
 
 def test_a_position_is_as_old_as_its_checkpoint_says_whenever_that_was_written(tmp_path: Path) -> None:
@@ -125,7 +142,7 @@ def test_a_position_is_as_old_as_its_checkpoint_says_whenever_that_was_written(t
     assert heir.claim(TOPIC, heir.load(), 0)
     both.take()
     assert both.followed.manifest is not None and both.followed.manifest.created_ms > long_ago
-    assert both.followed.status.caught_up_ms == long_ago
+    assert both.followed.caught_up.as_of_ms == long_ago
 
 
 def test_a_directory_that_was_begun_again_is_followed_by_its_content(tmp_path: Path) -> None:
@@ -140,16 +157,16 @@ def test_a_directory_that_was_begun_again_is_followed_by_its_content(tmp_path: P
     shutil.move(both.checkpoints.directory, tmp_path / "aside")
     both.put(41, -1, 12)
     both.checkpoints = Checkpoints(tmp_path, COLLECTION, "g000001", 0)
-    owner = View(COLLECTION, 0)
+    owner = opened(COLLECTION)
     assert both.checkpoints.claim(TOPIC, None, 0)
-    owner.apply(decode({0: both.messages}, COLLECTION)[0])
+    apply(owner, both.messages)
     both.owner = owner
     both.publish()
     assert both.take() == []
     assert before is not None and both.followed.manifest is not None
     assert both.followed.manifest.version < before.version
     assert both.followed.checkpointed == both.end
-    assert_is(both.followed.view, both.model)
+    both.assert_is_the_model()
 
 
 def facts(first: int, end: int, topic: TopicIdentity = TOPIC) -> TopicFacts:
@@ -194,7 +211,7 @@ def test_what_was_refused_is_tried_at_once_when_the_topic_or_the_generation_want
     both.publish()
     both.take()
     follower = Follower(both.settings, COLLECTION, "g000001", both.watch)
-    follower.partitions = (both.followed,)
+    follower.openings.partitions = (both.followed,)
     follower._note_changes(facts(0, 1))
     changes: list[Callable[[], None]] = [
         lambda: setattr(follower, "replacement", "g000002"),

@@ -67,8 +67,10 @@ def states(client: httpx.Client) -> dict[int, tuple[int, str]]:
 
 
 def wait_until_applied(client: httpx.Client, positions: dict[str, int]) -> None:
+    """They are searched, and the lag says so, which it does a little later."""
     answer = client.post(SEARCH, json={"vector": [1.0] * 8, "min_positions": positions, "timeout_ms": 15_000})
     assert answer.status_code == 200, answer.text
+    eventually(lambda: all(states(client)[int(number)][0] >= position for number, position in positions.items()))
 
 
 def checkpointed(client: httpx.Client, positions: dict[str, int]) -> bool:

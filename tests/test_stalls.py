@@ -110,7 +110,7 @@ def test_a_replicas_partition_from_which_nothing_comes_although_its_log_grows_is
     log = Log(settings.kafka, make_client=Forgetful)
 
     def positions() -> list[int]:
-        return [followed.view.position for followed in follower.partitions]
+        return [followed.position for followed in follower.partitions]
 
     try:
         _turn_until(lambda: follower._turn(log), lambda: positions() == [10], "read")

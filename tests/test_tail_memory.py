@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.tail_memory import TailMemory
+from api.tail_memory import KEPT_ROWS_MAX, TailMemory
 
 MAX = 10_000
 
@@ -41,7 +41,25 @@ def test_a_partition_that_has_given_everything_back_may_always_go_on(taken: list
 def test_what_partitions_keep_by_choice_holds_nobody_back() -> None:
     memory = TailMemory(MAX)
     for number in range(7):
-        memory.note(number, 0)
-    for number in range(7):
-        memory.note(number, memory.kept_max)
+        memory.note(number, memory.kept_bytes_max, memory.kept_rows_max)
     assert all(memory.has_room(number) for number in range(7))
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2 * KEPT_ROWS_MAX)), max_size=50))
+def test_partitions_keep_no_more_rows_together_than_one_could(asked: list[tuple[int, int]]) -> None:
+    memory = TailMemory(MAX)
+    kept: dict[int, int] = {}
+    for partition, row_count in asked:
+        memory.note(partition, 0, 0)
+        kept[partition] = min(row_count, memory.kept_rows_max)
+        memory.note(partition, 0, kept[partition])
+    assert sum(kept.values()) <= KEPT_ROWS_MAX
+
+
+def test_while_it_is_full_nobody_may_take_more_however_little_there_is() -> None:
+    memory = TailMemory(MAX)
+    memory.note(0, 0)
+    memory.full = "the index may not grow"
+    assert memory.is_short(0) and not memory.has_room(0)
+    memory.full = None
+    assert memory.has_room(0) and not memory.is_short(0)

@@ -107,7 +107,7 @@ def test_moving_over_empty_offsets_never_goes_back() -> None:
     view = view_of()
     view.advance(0, 10)
     view.advance(0, 5)
-    assert view.partitions[0].position == ViewMirror(COLLECTION, view.place).position(0) == 10
+    assert view.partitions[0].position == ViewMirror(COLLECTION, view.place).positions[0] == 10
 
 
 def test_the_leader_epoch_is_taken_only_where_none_is_known() -> None:

@@ -210,6 +210,9 @@ class Log:
         assert error is not None
         topic, number, offset = event.topic(), event.partition(), event.offset()
         code = error.code()
+        if code == KafkaError._PARTITION_EOF and topic is not None and number is not None:
+            fetched.ends[(topic, number)] = offset or 0  # first: of many partitions there are as many as records
+            return
         if error.fatal() or code == KafkaError._FATAL:
             raise ClientEnded(
                 f"the Kafka client has ended for good ({error.str()}): start this process again; of members with one "
@@ -217,8 +220,6 @@ class Log:
             )
         if topic is None or number is None or number < 0:
             fetched.warnings.append(error.str())
-        elif code == KafkaError._PARTITION_EOF:
-            fetched.ends[(topic, number)] = offset or 0
         elif code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._LOG_TRUNCATION):
             fetched.stopped[(topic, number)] = LogGap(
                 f"{topic}[{number}]: the log does not hold our position any more ({error.str()}): "

@@ -4,7 +4,8 @@ The files of its segments were verified by the process that opened them first; h
 one after the other in one range of addresses (row_space.py). Opening takes milliseconds, so `refresh` is called on a
 side thread as well, which opens what is announced as `coming` before a search needs it; a search that meets a newer
 structure opens it itself, under a lock of this process. A segment that cannot be opened makes its partition one that
-is not searched whole: `problems` says why, and the side thread goes on trying.
+is not searched whole: `problems` says why, `failures` counts the structures of which that was true, and the side thread
+goes on trying.
 """
 
 import contextlib
@@ -101,6 +102,7 @@ class ViewMirror:
         self._held = EMPTY
         self._lock = threading.Lock()
         self.problems: dict[int, Problem] = {}
+        self.failures = 0
         self._retry_at = 0.0
 
     # -- what changes between structures -------------------------------------------------------------------
@@ -121,8 +123,10 @@ class ViewMirror:
         numbers = self.snapshot().partitions
         return dict(zip(numbers.tolist(), self._positions[numbers].tolist(), strict=True))
 
-    def position(self, partition: int) -> int:
-        return int(self._positions[partition])
+    def positions_of(self, partitions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The same of some partitions, int64 (n,), without looking for a newer structure; 0 of one not opened."""
+        found: NDArray[np.int64] = self._positions[partitions]
+        return found
 
     def snapshot(self) -> Snapshot:
         """The parts now: everything told before the call is in it."""
@@ -175,6 +179,7 @@ class ViewMirror:
             if place.base in segments and not (place.indexed and index) and not segments[place.base].has_graph
         )
         self._retry_at = time.monotonic() + FAILED_RETRY_S
+        self.failures += bool(problems)
         parts: list[Part] = [*segments.values(), *tails.values()]
         parts.sort(key=lambda part: part.base)
         bases = [part.base for part in parts]

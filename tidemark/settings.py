@@ -121,6 +121,9 @@ class ApiSettings(_Table):
     tail_bytes_max: int = Field(
         4 * 2**30, ge=2**20, description="bytes in memory, of all partitions of a collection, at which they wait too"
     )
+    index_bytes_max: int = Field(
+        8 * 2**30, ge=2**20, description="bytes of a collection's index; beyond, rows are compared one by one"
+    )
     ready_max_lag: int = Field(1_000, ge=0, description="offset lag up to which it gets ready")
     header_bytes_max: int = Field(65_536, ge=1024, description="largest request line and headers, together")
     header_timeout_s: float = Field(10.0, gt=0, description="how long a request's line and headers may take to arrive")

@@ -122,11 +122,13 @@ class Tail:
         sizes: NDArray[np.int64] = texts + (4 * self.vectors.shape[1] + _COLUMNS_BYTES)
         return sizes
 
-    def bytes_between(self, first: int, stop: int) -> int:
-        """Memory of the rows [first, stop), as `row_bytes` counts it."""
+    def bytes_between(self, first: NDArray[np.int64], stop: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Memory of the rows [first, stop), as `row_bytes` counts it; of several such runs, int64 (n,)."""
         ends = self._ids.ends, self._metadata.ends
-        texts = sum(int(end[stop]) - int(end[first]) for end in ends)
-        return texts + (stop - first) * (4 * int(self.vectors.shape[1]) + _COLUMNS_BYTES)
+        sizes: NDArray[np.int64] = (stop - first) * (4 * self.vectors.shape[1] + _COLUMNS_BYTES)
+        for end in ends:
+            sizes += end[stop] - end[first]
+        return sizes
 
     def batch(self, rows: NDArray[np.int64]) -> Batch:
         """Some of the rows, as they were appended."""

@@ -49,7 +49,7 @@ RECENT_BYTES, DELETE_BYTES = 160, 112
 RECLAIMED_AFTER_S = 60.0
 
 # Files of a segment that its directory may lack: a reader is told whether they are there.
-_SEARCHED_FILES = (layout.OUTLIERS, layout.META)
+_SEARCHED_FILES = (layout.OUTLIERS,)
 Part = Segment | Tail
 
 
@@ -249,15 +249,20 @@ class View:
 
     def _note_appended(self, batch: Batch, tail: Tail, shift: int, first: int, stop: int) -> None:
         """Rows [first, stop) of the batch are in the tail, at `shift` more."""
-        for number, start, end in _runs(batch.partitions[first:stop]):
-            start, end = first + start, first + end
+        if first == stop:
+            return
+        starts, base = first + _starts(batch.partitions[first:stop]), tail.base + shift
+        ends = np.append(starts[1:], stop)
+        digests = np.add.reduceat(batch.digests[:stop], starts).tolist()
+        sizes = tail.bytes_between(starts + shift, ends + shift).tolist()
+        runs = zip(batch.partitions[starts].tolist(), starts.tolist(), ends.tolist(), digests, sizes, strict=True)
+        for number, start, end, digest, size in runs:
             state = self.partitions[number]
-            base = tail.base + shift
             state.recent.update(zip(batch.ids[start:end], range(base + start, base + end), strict=True))
             state.tail_rows += end - start
             state.live_rows += end - start
-            state.row_bytes += tail.bytes_between(start + shift, end + shift)
-            state.digest = (state.digest + int(batch.digests[start:end].sum())) % DIGEST_MODULUS
+            state.row_bytes += size
+            state.digest = (state.digest + digest) % DIGEST_MODULUS
 
     def _killing(self) -> None:
         """Rows are visible, the ones they replace are about to be killed."""
@@ -267,13 +272,19 @@ class View:
 
     def _kill(self, numbers: NDArray[np.int64]) -> None:
         """Kill rows that were replaced or deleted; their digests are taken from their partitions'."""
-        for part, rows in self._clear(numbers):
-            digests, partitions = part.digests[rows], _partitions_of(part, rows)
-            for number in np.unique(partitions).tolist():
-                gone = digests[partitions == number]
-                state = self.partitions[number]
-                state.live_rows -= len(gone)
-                state.digest = (state.digest - int(gone.sum())) % DIGEST_MODULUS
+        found = self._clear(numbers)
+        if not found:
+            return
+        partitions = np.concatenate([_partitions_of(part, rows) for part, rows in found])
+        order = np.argsort(partitions, kind="stable")
+        partitions, digests = partitions[order], np.concatenate([part.digests[rows] for part, rows in found])[order]
+        starts = _starts(partitions)
+        counts = np.diff(starts, append=len(partitions)).tolist()
+        sums = np.add.reduceat(digests, starts).tolist()
+        for number, count, digest in zip(partitions[starts].tolist(), counts, sums, strict=True):
+            state = self.partitions[number]
+            state.live_rows -= count
+            state.digest = (state.digest - digest) % DIGEST_MODULUS
 
     def _clear(self, numbers: NDArray[np.int64]) -> list[tuple[Part, NDArray[np.int64]]]:
         """Clear the bits of rows; they by the parts they lie in."""
@@ -533,6 +544,17 @@ class View:
             self.move_few()
         state.checkpoint = position
 
+    def coming(
+        self, number: int, segments: Sequence[Segment], position: int, kept_rows_max: int, kept_bytes_max: int
+    ) -> list[Segment]:
+        """Those of a manifest's segments that `follow` would take over now; not of a partition that is not open."""
+        state = self.partitions[number]
+        if position < state.checkpoint:
+            return []
+        if position < state.position:
+            segments, _ = self._without_held(state, segments, position, kept_rows_max, kept_bytes_max)
+        return [segment for segment in segments if segment not in state.segments]
+
     def _without_held(
         self,
         state: PartitionState,
@@ -581,9 +603,14 @@ def _runs(numbers: NDArray[Any]) -> Iterator[tuple[int, int, int]]:
     """Each run of equal numbers: the number, the first place, the place after the last."""
     if not len(numbers):
         return
-    starts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist()]
+    starts = _starts(numbers).tolist()
     for first, stop in zip(starts, [*starts[1:], len(numbers)], strict=True):
         yield int(numbers[first]), first, stop
+
+
+def _starts(numbers: NDArray[Any]) -> NDArray[np.int64]:
+    """The first place of each run of equal numbers, of which there is at least one."""
+    return np.append(0, np.flatnonzero(numbers[1:] != numbers[:-1]) + 1)
 
 
 def _partitions_of(part: Part, rows: NDArray[np.int64]) -> NDArray[np.int32]:
