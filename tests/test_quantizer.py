@@ -49,7 +49,7 @@ def test_lists_are_as_many_as_the_rows_of_the_collection_ask_for_and_the_sample_
     assert Quantizer.train(rows, "l2", 10**6, TARGET, seed=1, nlist=7).lists == 7
 
 
-def _odd_rows() -> dict[str, NDArray[np.float64]]:
+def odd_rows() -> dict[str, NDArray[np.float64]]:
     rng = np.random.default_rng(0)
     return {
         "zeros": np.zeros((3_000, 8)),
@@ -72,9 +72,9 @@ def _odd_rows() -> dict[str, NDArray[np.float64]]:
 
 
 @pytest.mark.parametrize("metric", ["l2", "ip"])
-@pytest.mark.parametrize("name", _odd_rows())
+@pytest.mark.parametrize("name", odd_rows())
 def test_any_rows_train_one_that_says_its_recall(metric: Metric, name: str) -> None:
-    rows = _odd_rows()[name].astype(np.float32)
+    rows = odd_rows()[name].astype(np.float32)
     quantizer = Quantizer.train(rows, metric, len(rows), 0.97, seed=1)
     queries = np.ascontiguousarray(rows[:20])
     found = nearest(OpenLists(quantizer, filled(quantizer, rows)), rows, queries, 10, all_alive(len(rows)))

@@ -70,7 +70,7 @@ def test_damage_to_any_file_is_refused(tmp_path: Path, kind: IndexKind, damage: 
     segment = segment_of(tmp_path / "s", embeddings(100, 4), parameters=small(kind))
     segment.kill(np.array([3, 99]))
     segment.save_dead_rows(1, 2)
-    assert len(segment.entry.files) == (3 if kind == "flat" else 4)
+    assert len(segment.entry.files) == (4 if kind == "flat" else 5)
     for name in segment.entry.files:
         path = tmp_path / "s" / name
         whole = path.read_bytes()

@@ -25,7 +25,8 @@ from tidemark import searcher
 from tidemark.ann import calibration
 from tidemark.ann.exact import rank
 from tidemark.ann.lists import Lists
-from tidemark.ann.open_lists import CALIBRATION_K, OpenLists
+from tidemark.ann.open_lists import OpenLists
+from tidemark.ann.parameters import CALIBRATION_K
 from tidemark.ann.quantizer import OUTLIER, ROWS_LEAST, Quantizer
 from tidemark.collection import Metric
 from tidemark.mirror import ViewMirror

@@ -5,7 +5,7 @@
 <collection>/<generation>/quantizer-<version>.bin      centroids and codebooks, shared by all partitions
 <collection>/<generation>/p<partition>/manifest-<version>.json
 <collection>/<generation>/p<partition>/epoch-<epoch>   the writer's mark: whoever sees a higher one stops writing
-<collection>/<generation>/p<partition>/seg-<epoch>-<number>/{vectors.f32,rows.arrow,index.faiss,outliers.u32}
+<collection>/<generation>/p<partition>/seg-<epoch>-<number>/{vectors.f32,rows.arrow,meta.arrow,index.faiss,outliers.u32}
 <collection>/<generation>/p<partition>/seg-<epoch>-<number>/dead-<epoch>-<number>.bits
 <collection>/<generation>/p<partition>/seg-<epoch>-<number>/codes-<quantizer>.u8
 <collection>/<generation>/p<partition>/seg-<epoch>-<number>/codes-<quantizer>-<epoch>-<number>.u8
@@ -15,6 +15,7 @@ import re
 
 VECTORS = "vectors.f32"
 ROWS = "rows.arrow"
+META = "meta.arrow"
 INDEX = "index.faiss"
 OUTLIERS = "outliers.u32"
 

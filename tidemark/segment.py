@@ -20,9 +20,11 @@ import xxhash
 from numpy.typing import NDArray
 
 from tidemark import files, layout
-from tidemark.ann import graph
+from tidemark.ann.graph import Graph
 from tidemark.collection import Metric
 from tidemark.errors import CorruptCheckpoint
+from tidemark.filters import columns_file
+from tidemark.filters.columns import Columns
 from tidemark.live_rows import LiveRows
 from tidemark.manifest import FileEntry, SegmentEntry
 from tidemark.row_space import Mapping, VectorSpace
@@ -130,14 +132,23 @@ class Segment:
         return self.entry.kind == "hnsw"
 
     @cached_property
-    def graph(self) -> graph.Graph:
+    def meta(self) -> Columns | None:
+        """The columns of the metadata; None when they were never made, and filters read the JSON."""
+        if self.metadata.null_count == self.row_count:
+            return Columns(self.row_count, {}, {})
+        if layout.META not in self.entry.files:
+            return None
+        return columns_file.read(self.directory / layout.META, self.row_count)
+
+    @cached_property
+    def graph(self) -> Graph:
         """Opened at the first search: its links are memory of the process, which who only writes need not have."""
         outliers = self.directory / layout.OUTLIERS
         numbers = np.empty(0, np.int64)
         if layout.OUTLIERS in self.entry.files:
             numbers = np.fromfile(outliers, "<u4").astype(np.int64)
         path = self.directory / layout.INDEX
-        return graph.open_mapped(path, self.row_count, self.dimension, self.entry.effort, numbers)
+        return Graph.open_mapped(path, self.row_count, self.dimension, self.entry.effort, numbers)
 
     @property
     def codes(self) -> tuple[NDArray[np.uint32], NDArray[np.uint8]] | None:

@@ -18,11 +18,14 @@ import xxhash
 from numpy.typing import NDArray
 
 from tidemark import files, layout
-from tidemark.ann import index
+from tidemark.ann import graph
+from tidemark.ann.graph import Graph
 from tidemark.ann.quantizer import OUTLIER, Encoded, Quantizer
 from tidemark.collection import IndexParameters, Metric
 from tidemark.crash_point import reach
 from tidemark.errors import CorruptCheckpoint, StoreUnavailable
+from tidemark.filters import columns_file
+from tidemark.filters.joining import columns_of
 from tidemark.manifest import CodesEntry, FileEntry, SegmentEntry
 from tidemark.quantizers import Versioned
 from tidemark.rows import Rows
@@ -70,16 +73,22 @@ def _written(
     with files.writing(directory / layout.ROWS) as file:
         _write_columns(file, rows)
     names = [layout.VECTORS, layout.ROWS]
+    if rows.metadata.null_count < len(rows):
+        with files.writing(directory / layout.META) as file:
+            columns_file.write(file, columns_of(rows.metadata))
+        names.append(layout.META)
     entry = SegmentEntry(name=directory.name, kind="flat", rows=len(rows), files={})
-    if index.kind_for(len(rows), parameters) == "hnsw":
-        built, search = index.build(rows.vectors, metric, parameters, seed)
+    if parameters.kind == "hnsw" and len(rows) >= max(parameters.ann_rows_min, graph.ROWS_LEAST):
+        built = Graph.build(rows.vectors, metric, parameters, seed)
         with files.writing(directory / layout.INDEX) as file:
-            index.write(built, file)
+            built.write(file)
         names.append(layout.INDEX)
         if len(built.outliers):
             files.write(directory / layout.OUTLIERS, built.outliers.astype("<u4").tobytes())
             names.append(layout.OUTLIERS)
-        entry = msgspec.structs.replace(entry, kind="hnsw", effort=search.effort, recall=search.recall)
+        entry = msgspec.structs.replace(
+            entry, kind="hnsw", effort=built.parameters.effort, recall=built.parameters.recall
+        )
     entry = msgspec.structs.replace(entry, files={name: file_entry(directory / name) for name in names})
     if quantizer is not None:
         encoded = encoded or encode(quantizer.quantizer, rows.vectors)

@@ -49,7 +49,7 @@ RECENT_BYTES, DELETE_BYTES = 160, 112
 RECLAIMED_AFTER_S = 60.0
 
 # Files of a segment that its directory may lack: a reader is told whether they are there.
-_SEARCHED_FILES = (layout.OUTLIERS,)
+_SEARCHED_FILES = (layout.OUTLIERS, layout.META)
 Part = Segment | Tail
 
 

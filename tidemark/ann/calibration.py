@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from tidemark.ann import exact
 from tidemark.ann.centroids import REACH_FROM
 from tidemark.ann.lists import Lists
-from tidemark.ann.open_lists import CALIBRATION_K as K
 from tidemark.ann.open_lists import Alive, OpenLists
-from tidemark.ann.parameters import SearchParameters
+from tidemark.ann.parameters import CALIBRATION_K, SearchParameters
 from tidemark.collection import Metric
 
 if TYPE_CHECKING:
@@ -87,25 +86,41 @@ def nearest_others(
     left_out: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
     """The rows (nq, at most 10) of (n, dimension) nearest to each query but itself; few may be left out for all."""
-    found = exact.nearest_of_many(rows, queries, K + 1, metric, left_out)
-    last = np.argsort(found == own[:, None], axis=1, kind="stable")[:, : min(K, found.shape[1] - 1)]
+    found = exact.nearest_of_many(rows, queries, CALIBRATION_K + 1, metric, left_out)
+    last = np.argsort(found == own[:, None], axis=1, kind="stable")[:, : min(CALIBRATION_K, found.shape[1] - 1)]
     return np.take_along_axis(found, last, 1)
+
+
+class Near:
+    """Tells what share of the nearest rows are found: FAISS distances by row numbers (nq, w), the truth (nq, k)."""
+
+    def __init__(
+        self, rank: Callable[[NDArray[np.int64]], NDArray[np.float32]], truth: NDArray[np.int64], metric: Metric
+    ) -> None:
+        self._rank, self._sign, self._wanted = rank, np.float32(1 if metric == "l2" else -1), truth.shape[1]
+        self._worst = self._nearness(truth).max(axis=1, keepdims=True, initial=-np.inf)
+
+    def _nearness(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Distances (nq, w), smaller is nearer under every metric."""
+        return self._sign * self._rank(numbers)
+
+    def share_of(self, numbers: NDArray[np.int64]) -> float:
+        """How many of the truth's rows, or rows as near but for rounding, are among these (nq, w), -1 for none."""
+        if not self._wanted or not len(numbers):
+            return 1.0
+        near = self._nearness(numbers) <= self._worst + np.abs(self._worst) * np.float32(1e-6)
+        return float(np.minimum(np.count_nonzero(near, axis=1), self._wanted).mean() / self._wanted)
 
 
 class _Calibration:
     def __init__(self, lists: OpenLists, alive: Alive, rank: Rank, held_out: HeldOut) -> None:
-        self._lists, self._alive, self._rank, self._held_out = lists, alive, rank, held_out
-        self._metric = lists.quantizer.metric
-        self._worst = self._nearness(held_out.truth).max(axis=1, keepdims=True)
+        self._lists, self._alive, self._held_out = lists, alive, held_out
+        metric = lists.quantizer.metric
+        self._near = Near(lambda numbers: rank(held_out.queries, numbers), held_out.truth, metric)
         squares = np.sort(lists.quantizer.centroids.squares(held_out.queries), axis=1)
         third = np.maximum(squares[:, min(REACH_FROM, squares.shape[1]) - 1], np.finfo(np.float32).tiny)
         with np.errstate(over="ignore"):
             self._ratios = np.median(squares / third[:, None], axis=0)
-
-    def _nearness(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Distances (nq, w), smaller is nearer under every metric."""
-        distances = self._rank(self._held_out.queries, numbers)
-        return distances if self._metric == "l2" else -distances
 
     def found(self, target: float, start: SearchParameters) -> SearchParameters:
         lists = self._lists.quantizer.lists
@@ -119,7 +134,7 @@ class _Calibration:
             best = max(best, self._probing(effort, k_factor), key=lambda found: found.recall)
             if best.recall >= target:
                 break
-        found = _least_effort(best, target, 1, lambda effort: self._probing(effort, best.k_factor))
+        found = least_effort(best, target, 1, lambda effort: self._probing(effort, best.k_factor))
         return replace(found, living=self._living_share(found))
 
     def _probing(self, effort: int, k_factor: int) -> SearchParameters:
@@ -129,22 +144,19 @@ class _Calibration:
 
     def _measured(self, parameters: SearchParameters) -> SearchParameters:
         held_out = self._held_out
-        numbers = self._lists.candidates(held_out.queries, K + 1, self._alive, parameters=parameters)
-        nearness = self._nearness(np.where(numbers == held_out.own[:, None], -1, numbers))
-        near = nearness <= self._worst + np.abs(self._worst) * np.float32(1e-6)
-        wanted = held_out.truth.shape[1]
-        found = np.minimum(np.count_nonzero(near, axis=1), wanted).sum()
-        return replace(parameters, recall=float(found / (wanted * len(numbers))) if numbers.size else 1.0)
+        numbers = self._lists.candidates(held_out.queries, CALIBRATION_K + 1, self._alive, parameters=parameters)
+        others = np.where(numbers == held_out.own[:, None], -1, numbers)
+        return replace(parameters, recall=self._near.share_of(others))
 
     def _living_share(self, parameters: SearchParameters) -> float:
         """`LIVING_SHARE` of the living rows that are typically probed, as a share of all that are alive."""
-        sizes, living = self._lists.entries
-        probed, _ = self._lists.quantizer.centroids.within(self._held_out.queries, parameters, sizes, living)
-        counts = np.where(probed >= 0, living[probed], 0).sum(axis=1)
-        return float(LIVING_SHARE * np.median(counts) / max(1, int(living.sum())))
+        occupancy = self._lists.refresh()
+        probed, _ = self._lists.quantizer.centroids.within(self._held_out.queries, parameters, occupancy)
+        counts = np.where(probed >= 0, occupancy.living[probed], 0).sum(axis=1)
+        return float(LIVING_SHARE * np.median(counts) / max(1, occupancy.living_count))
 
 
-def _least_effort(
+def least_effort(
     best: SearchParameters, target: float, low: int, measured: Callable[[int], SearchParameters]
 ) -> SearchParameters:
     """Bisect, in ratios, for the least effort above `low` that reaches the target (or what full effort reaches)."""

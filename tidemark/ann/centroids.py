@@ -37,6 +37,21 @@ _GROUPS_OF, _GROUPS_PROBED = 4, 4
 _BLOCK_ROWS = 4_096
 
 
+class Occupancy:
+    """How many rows of each list are alive. `usual`: the lists that tell what is near a query, None if all do.
+
+    `dying`: those that do not, because of many rows few are alive.
+    """
+
+    def __init__(self, sizes: NDArray[np.int64], dead: NDArray[np.int64]) -> None:
+        """How many rows each list has (lists,), and how many of them are dead."""
+        self.living: NDArray[np.int64] = np.maximum(sizes - dead, 0)
+        self.living_count = int(self.living.sum())
+        is_usual = (self.living >= LIVING_LEAST * sizes) & (sizes > 0)
+        self.usual = None if is_usual.all() or not is_usual.any() else np.flatnonzero(is_usual)
+        self.dying = np.flatnonzero(~is_usual & (sizes > 0))
+
+
 class Centroids:
     """Float32 centroids (lists, dimension), not changed any more; any thread may use them."""
 
@@ -96,37 +111,48 @@ class Centroids:
         return np.stack([self._squares_of(query) for query in self._directed(queries)])
 
     def within(
-        self,
-        queries: NDArray[np.float32],
-        parameters: SearchParameters,
-        sizes: NDArray[np.int64],
-        living: NDArray[np.int64],
+        self, queries: NDArray[np.float32], parameters: SearchParameters, occupancy: "Occupancy"
     ) -> tuple[NDArray[np.int64], bool]:
         """The lists to probe for each query (nq, width), padded with -1 (see `SearchParameters`).
 
         How many differs by query, as in SPANN (Chen et al., 2021): few inside a dense region, many for a query far
         from all rows, whose neighbours lie scattered over lists that are almost equally far. Beside them: whether a
         query is amid rows that have died, which makes it such a one. Then what is near is told by lists that live, and
-        more candidates are to be ranked, for codes tell them less well apart. `sizes`, `living`: how many rows each
-        list has, and how many of them are alive (lists,).
+        more candidates are to be ranked, for codes tell them less well apart.
         """
-        found, wanted = [], math.ceil(parameters.living * int(living.sum()))
-        dying, amid = living < LIVING_LEAST * sizes, False
-        alive = (~dying & (sizes > 0)).nonzero()[0]
+        found, amid_dead = [], False
+        wanted, living = math.ceil(parameters.living * occupancy.living_count), occupancy.living
         for query in self._directed(queries):
-            squares = self._squares_of(query)
-            if len(alive) == self.lists or not len(alive):
-                lists, least = self._reached(squares, parameters), wanted
+            squares, least = self._squares_of(query), wanted
+            if occupancy.usual is None:
+                lists = self._reached(squares, parameters)
             else:
-                lists = alive[self._reached(squares[alive], parameters)]
-                near = (squares <= smallest(squares[alive], min(REACH_FROM, len(alive)) - 1)) & dying
-                least = wanted * AMID_DEAD_LIVING if near.any() else wanted
-                amid |= least > wanted
-                lists = np.concatenate([lists, (dying & (squares <= squares[lists].max())).nonzero()[0]])
-            if wanted and int(living[lists].sum()) < least:
+                lists, is_amid = self._reached_alive(squares, parameters, occupancy.usual, occupancy.dying)
+                least *= AMID_DEAD_LIVING if is_amid else 1
+                amid_dead |= is_amid
+            if least and int(living[lists].sum()) < least:
                 lists = _nearest_with(squares, living, least, len(lists))
             found.append(lists)
-        return padded(found), amid
+        return padded(found), amid_dead
+
+    def _reached_alive(
+        self,
+        squares: NDArray[np.float32],
+        parameters: SearchParameters,
+        usual: NDArray[np.int64],
+        dying: NDArray[np.int64],
+    ) -> tuple[NDArray[np.int64], bool]:
+        """The lists reached as if those dying were none, those of the latter that are no farther, whether any is near.
+
+        A list is near that is among the first from which reach is counted.
+        """
+        near = squares[usual]
+        lists = usual[self._reached(near, parameters)]
+        beside = dying[squares[dying] <= squares[lists].max()]
+        if not len(beside):
+            return lists, False
+        is_near = squares[beside].min() <= smallest(near, min(REACH_FROM, len(usual)) - 1)
+        return np.concatenate([lists, beside]), bool(is_near)
 
     def _reached(self, squares: NDArray[np.float32], parameters: SearchParameters) -> NDArray[np.int64]:
         effort, count = parameters.effort, len(squares)
@@ -149,9 +175,9 @@ class Centroids:
 def padded(found: list[NDArray[np.int64]]) -> NDArray[np.int64]:
     """Lists of list numbers as one array, padded with -1 to a multiple of `LISTS_STEP`."""
     width = -(-max(map(len, found)) // LISTS_STEP) * LISTS_STEP
-    lines = np.full((len(found), width), -1, np.int64)
-    for line, lists in zip(lines, found, strict=True):
-        line[: len(lists)] = lists
+    lines = np.empty((len(found), width), np.int64)
+    for line, lists in enumerate(found):
+        lines[line, : len(lists)], lines[line, len(lists) :] = lists, -1
     return lines
 
 
@@ -169,9 +195,14 @@ def _nearest_with(
     squares: NDArray[np.float32], living: NDArray[np.int64], wanted: int, least: int
 ) -> NDArray[np.int64]:
     """The nearest lists, at least `least`, that hold `wanted` living rows, or all lists."""
-    order = np.argsort(squares, kind="stable")
-    count = int(np.searchsorted(np.cumsum(living[order]), wanted)) + 1
-    return order[: max(count, least)]
+    count = least
+    while True:
+        count = min(2 * count, len(squares))
+        lists = nearest(squares, count)
+        lists = lists[squares[lists].argsort(kind="stable")]
+        enough = int(np.cumsum(living[lists]).searchsorted(wanted)) + 1
+        if enough <= count or count == len(squares):
+            return lists[: max(least, enough)]
 
 
 class _Groups:

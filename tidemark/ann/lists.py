@@ -52,7 +52,7 @@ class Memory:
 
     def __init__(self, region: Region, place: Place) -> None:
         self.region, self.place, lists = region, place, place.lists
-        self.words: NDArray[np.int64] = region.take(np.int64, 8)  # coded, version of parameters, dead outliers
+        self.words: NDArray[np.int64] = region.take(np.int64, 8)  # coded, version of parameters, dead outliers, changes
         self.parameters: NDArray[np.float64] = region.take(np.float64, 2, 8)
         self.sizes: NDArray[np.int64] = region.take(np.int64, lists)
         self.dead: NDArray[np.int64] = region.take(np.int64, lists)
@@ -61,6 +61,7 @@ class Memory:
         self.outliers: NDArray[np.int64] = region.take(np.int64, 1 + place.outliers_room)
         self.codes: NDArray[np.uint8] = region.take(np.uint8, place.rooms * place.code_bytes)
         self.numbers: NDArray[np.int64] = region.take(np.int64, place.rooms)
+        self._known = 0, SearchParameters()
 
     @staticmethod
     def size(place: Place) -> int:
@@ -69,13 +70,20 @@ class Memory:
         numbers = room(np.int64, place.lists + 1) + room(np.int64, 1 + place.outliers_room)
         return words + numbers + room(np.uint8, place.rooms * place.code_bytes) + room(np.int64, place.rooms)
 
+    @property
+    def changes(self) -> int:
+        """Changes with the sizes and with the dead; read before them."""
+        return int(self.words[3])
+
     def read_parameters(self) -> SearchParameters:
-        while True:
+        version, found = self._known
+        while version != int(self.words[1]):
             version = int(self.words[1])
             effort, k_factor, recall, reach, living = self.parameters[version % 2].tolist()[:5]
+            found = SearchParameters(int(effort), int(k_factor), recall, reach, living)
             fence()
-            if version == int(self.words[1]):
-                return SearchParameters(int(effort), int(k_factor), recall, reach, living)
+        self._known = version, found
+        return found
 
 
 class Lists:
@@ -124,6 +132,8 @@ class Lists:
         memory.sizes += counts
         memory.outliers[0] = known + count
         fence()
+        memory.words[3] += 1
+        fence()
         return True
 
     def _write(self, codes: NDArray[np.uint8], places: NDArray[np.int64]) -> None:
@@ -154,6 +164,8 @@ class Lists:
         memory, inside = self.memory, lists != OUTLIER
         memory.words[2] += len(lists) - int(np.count_nonzero(inside))
         memory.dead += np.bincount(lists[inside], minlength=len(memory.dead))
+        fence()
+        memory.words[3] += 1
 
     # -- count ---------------------------------------------------------------------------------------------
 

@@ -13,16 +13,14 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from tidemark.ann.centroids import AMID_DEAD_CANDIDATES, nearest, padded
+from tidemark.ann.centroids import AMID_DEAD_CANDIDATES, Occupancy, nearest, padded
 from tidemark.ann.lists import Lists, Memory, Place
-from tidemark.ann.parameters import SearchParameters
+from tidemark.ann.parameters import CALIBRATION_K, SearchParameters
 from tidemark.shared_memory import Region
 
 if TYPE_CHECKING:
     from tidemark.ann.quantizer import Quantizer
 
-# Effort was measured for so many neighbours; for more it grows with the square root of their number.
-CALIBRATION_K = 10
 # Where too few of the rows in the lists probed may be answered, so many times as many are probed.
 PROBED_AGAIN = 4
 # Where codes do not tell the k nearest from the rest, so many rows of the nearest lists are ranked by their vectors.
@@ -75,6 +73,7 @@ class OpenLists:
         self._refreshing = threading.Lock()
         self._index = quantizer.empty_index()
         self._open()
+        self._seen, self._occupancy = -1, Occupancy(self._memory.sizes, self._memory.dead)
 
     def _open(self) -> None:
         place, starts, width = self._memory.place, self._memory.starts[:-1], self.quantizer.code_bytes
@@ -101,11 +100,6 @@ class OpenLists:
     def parameters(self) -> SearchParameters:
         return self._memory.read_parameters()
 
-    @property
-    def entries(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """How many rows each list has, and how many of them are alive (lists,)."""
-        return self._refreshed()
-
     def candidates(
         self,
         queries: NDArray[np.float32],
@@ -120,12 +114,12 @@ class OpenLists:
         """
         queries = np.ascontiguousarray(queries)
         found = parameters or self.parameters
-        scaled = found.scaled(effort * max(1.0, math.sqrt(k / (CALIBRATION_K + 1))))
+        scaled = found.for_neighbours(k, effort)
         outliers = self._memory.outliers[1 : 1 + int(self._memory.outliers[0])]
-        sizes, living = self._refreshed()
-        lists, amid_dead = self._centroids.within(queries, scaled, sizes, living)
+        occupancy = self.refresh()
+        lists, amid_dead = self._centroids.within(queries, scaled, occupancy)
         k_factor = math.ceil(found.k_factor * max(1.0, effort)) * (AMID_DEAD_CANDIDATES if amid_dead else 1)
-        wanted = min(max(k, CALIBRATION_K) * k_factor, int(living.sum()))
+        wanted = min(max(k, CALIBRATION_K) * k_factor, occupancy.living_count)
         distances, labels = self._probe(queries, lists, wanted, alive)
         enough = wanted if alive.count is None else min(wanted, alive.count)
         if enough and labels[:, enough - 1].min() < 0:
@@ -137,12 +131,17 @@ class OpenLists:
             labels = np.concatenate([labels, np.broadcast_to(beside, (len(queries), len(beside)))], axis=1)
         return labels
 
-    def _refreshed(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Have FAISS see all rows appended by now; how many each list has, and how many of them are alive (lists,)."""
+    def refresh(self) -> Occupancy:
+        """Have FAISS see all rows appended by now."""
+        changes = self._memory.changes
+        if changes == self._seen:
+            return self._occupancy
         with self._refreshing:  # or an older number of rows may be stored after a newer one
+            changes = self._memory.changes
             sizes = self._memory.sizes.copy()
             self._table[:, 0] = sizes
-        return sizes, np.maximum(sizes - self._memory.dead, 0)
+            self._occupancy, self._seen = Occupancy(sizes, self._memory.dead), changes
+            return self._occupancy
 
     def _probe(
         self, queries: NDArray[np.float32], lists: NDArray[np.int64], count: int, alive: Alive
@@ -188,7 +187,10 @@ class OpenLists:
 
         Of rows that are all equally near FAISS answers any, or none.
         """
-        untold = (labels[:, 0] < 0) | ((labels[:, -1] >= 0) & (distances[:, k - 1] == distances[:, -1]))
+        untold = distances[:, k - 1] == distances[:, -1]
+        if not untold.any():
+            return labels
+        untold &= (labels[:, k - 1] >= 0) | (labels[:, 0] < 0)
         if not untold.any():
             return labels
         lines = np.flatnonzero(untold)

@@ -3,6 +3,9 @@
 import math
 from dataclasses import dataclass, replace
 
+# Recall is measured on so many neighbours. For more of them the effort grows with the square root of their number.
+CALIBRATION_K = 10
+
 
 @dataclass(frozen=True, slots=True)
 class SearchParameters:
@@ -26,3 +29,7 @@ class SearchParameters:
             return self
         effort, living = max(1, math.ceil(self.effort * factor)), min(1.0, self.living * factor)
         return replace(self, effort=effort, reach=self.reach * factor, living=living)
+
+    def for_neighbours(self, k: int, effort: float) -> "SearchParameters":
+        """For so many neighbours, with `effort` times what that takes."""
+        return self.scaled(effort * max(1.0, math.sqrt(k / (CALIBRATION_K + 1))))

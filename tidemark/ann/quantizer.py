@@ -172,8 +172,8 @@ def _trained(rows: NDArray[np.float32], metric: Metric, lists: int, seed: int) -
     index = faiss.IndexIVFPQFastScan(quantizer, dimension, lists, codes_of(dimension), 4, faiss_metric(metric))
     index.own_fields = True
     quantizer.this.disown()  # type: ignore[attr-defined]  # the index frees it
-    index.pq.cp.niter, index.pq.cp.seed = ivf.TRAINING_ITERATIONS, 1 + seed % 2**30
-    index.pq.cp.min_points_per_centroid = 1
+    index.pq.cp.niter, index.pq.cp.seed = pq.TRAINING_ITERATIONS, 1 + seed % 2**30
+    index.pq.cp.min_points_per_centroid, index.pq.cp.max_points_per_centroid = 1, len(rows)
     quantizer.add(ivf.train(rows[: lists * TRAINING_ROWS_PER_CENTROID], lists, metric, seed))
     pq.start_apart(index.pq, rows[: pq.TRAINING_ROWS], seed)
     index.train(rows[: pq.TRAINING_ROWS])
