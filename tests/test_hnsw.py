@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 
 from tests.rows import embeddings
-from tidemark.ann import hnsw, index
+from tests.searching import searched
+from tidemark.ann import hnsw
 from tidemark.ann.exact import exact_search
-from tidemark.collection import IndexParameters, Metric
+from tidemark.ann.graph import ROWS_LEAST
+from tidemark.collection import Metric
 
 ROWS, DIMENSION, TARGET, K = 10_000, 13, 0.95, 10
 
@@ -19,11 +21,11 @@ def test_queries_that_are_no_rows_find_what_the_calibration_says(metric: Metric,
     if structure:
         vectors = embeddings(ROWS + 500, DIMENSION)
     rows, queries = vectors[:ROWS], vectors[ROWS:]
-    built, found = index.build(rows, metric, IndexParameters(kind="hnsw", recall_target=TARGET), seed=1)
+    graph = searched("graph", rows, metric, TARGET)
     truth = exact_search(rows, queries, K, metric)[1].tolist()
-    answers = index.search(built, rows, queries, K, found)[1].tolist()
+    answers = graph.nearest(queries, K, np.ones(ROWS, np.bool_)).tolist()
     recall = sum(len(set(a) & set(b)) for a, b in zip(truth, answers, strict=True)) / (K * len(queries))
-    assert recall == pytest.approx(found.recall, abs=0.03)
+    assert recall == pytest.approx(graph.parameters.recall, abs=0.03)
 
 
 def test_nodes_left_out_are_not_found_and_are_there_again_afterwards() -> None:
@@ -41,7 +43,7 @@ def test_nodes_left_out_are_not_found_and_are_there_again_afterwards() -> None:
 
 
 def test_equal_rows_and_few_rows_can_be_left_out() -> None:
-    for rows in (np.ones((200, 4), np.float32), embeddings(index.ANN_ROWS_LEAST, 4)):
-        built, found = index.build(rows, "l2", IndexParameters(kind="hnsw", ann_rows_min=0), seed=1)
-        assert found.recall > 0.5
-        assert (index.search(built, rows, rows[:5], 10, found)[1] >= 0).all()
+    for rows in (np.ones((200, 4), np.float32), embeddings(ROWS_LEAST, 4)):
+        graph = searched("graph", rows, "l2", TARGET)
+        assert graph.parameters.recall > 0.5
+        assert (graph.nearest(rows[:5], 10, np.ones(len(rows), np.bool_)) >= 0).all()

@@ -8,6 +8,7 @@ from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 
+import faiss
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.rows import embeddings, unit
+from tests.searching import all_alive, filled, nearest, recall
 from tidemark.ann import exact, lists
 from tidemark.ann.lists import Lists, Place
 from tidemark.ann.open_lists import Alive, OpenLists
@@ -27,36 +29,6 @@ ROWS, DIMENSION, TARGET = 8_000, 16, 0.95
 def rows_of(metric: Metric, count: int = ROWS, dimension: int = DIMENSION, seed: int = 0) -> NDArray[np.float32]:
     rows = embeddings(count, dimension, seed)
     return rows if metric == "l2" else unit(rows)
-
-
-def filled(quantizer: Quantizer, rows: NDArray[np.float32], shared: bool = False) -> Lists:
-    encoded = quantizer.encode(rows)
-    inside = encoded.lists[encoded.lists != OUTLIER]
-    made = Lists(quantizer, np.bincount(inside, minlength=quantizer.lists), shared)
-    assert made.append(encoded.lists, encoded.codes, np.arange(len(rows)))
-    return made
-
-
-def all_alive(count: int) -> NDArray[np.uint8]:
-    return np.packbits(np.ones(count, np.bool_), bitorder="little")
-
-
-def nearest(
-    opened: OpenLists, rows: NDArray[np.float32], queries: NDArray[np.float32], k: int, alive: NDArray[np.uint8]
-) -> NDArray[np.int64]:
-    numbers = opened.candidates(queries, k, Alive(alive))
-    distances = exact.rank(rows, queries, numbers, opened.quantizer.metric)
-    order = np.argsort(distances if opened.quantizer.metric == "l2" else -distances, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(numbers, order, 1)
-
-
-def recall(
-    opened: OpenLists, rows: NDArray[np.float32], queries: NDArray[np.float32], k: int, alive: NDArray[np.bool_]
-) -> float:
-    numbers = np.flatnonzero(alive)
-    truth = numbers[exact.exact_search(rows[alive], queries, k, opened.quantizer.metric)[1]]
-    found = nearest(opened, rows, queries, k, np.packbits(alive, bitorder="little"))
-    return float(np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(found, truth, strict=True)]))
 
 
 @pytest.fixture(scope="module")
@@ -257,3 +229,20 @@ def test_parameters_and_counts_are_seen_by_other_readers(trained: dict[Metric, Q
     made.note_dead(np.array([0, 0, OUTLIER], np.uint32))
     assert made.dead == 3
     assert made.memory_bytes >= ROWS * (trained["l2"].code_bytes + 8)
+
+
+@pytest.mark.parametrize("dimension", [1, 2, 3, 17, 32, 128])
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+def test_codes_lie_as_faiss_lays_them(dimension: int, metric: Metric) -> None:
+    rows = embeddings(1_000, dimension, rank=min(8, dimension))
+    quantizer = Quantizer.train(rows, metric, 1_000, TARGET, seed=1, nlist=1)
+    theirs, codes = quantizer.empty_index(), quantizer.encode(rows).codes
+    theirs.add(quantizer.decode(codes))
+    made = Lists(quantizer, np.zeros(1, np.int64), shared=False)
+    for first in range(0, 1_000, 77):
+        part = codes[first : first + 77]
+        assert made.append(np.zeros(len(part), np.uint32), part, first + np.arange(len(part)))
+    size = 1_024 * quantizer.code_bytes
+    laid: NDArray[np.uint8] = faiss.rev_swig_ptr(theirs.invlists.get_codes(0), size)
+    assert (made.memory.codes[:size] == laid).mean() > 0.999  # but where two centroids are equal
+    assert made.memory.numbers[:1_000].tolist() == list(range(1_000))

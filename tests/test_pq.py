@@ -8,8 +8,8 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.rows import embeddings
-from tidemark.ann.index import codes_of
 from tidemark.ann.pq import Encoder, error, start_apart
+from tidemark.ann.quantizer import codes_of
 
 ROWS = 20_000
 

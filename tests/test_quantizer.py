@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.rows import embeddings, unit
-from tests.test_lists import all_alive, filled, nearest
+from tests.searching import all_alive, filled, nearest
 from tidemark.ann import exact
 from tidemark.ann.open_lists import OpenLists
 from tidemark.ann.quantizer import OUTLIER, ROWS_LEAST, Quantizer

@@ -126,7 +126,7 @@ class _Calibration:
         lists = self._lists.quantizer.lists
         if start.effort:
             begun = self._measured(start)
-            if begun.recall >= target and (begun.recall < target + SURPLUS or start.effort == 1):
+            if begun.recall >= target and (begun.recall < target + SURPLUS or start.effort <= REACH_FROM + 1):
                 return begun
         best = SearchParameters(recall=-1.0)
         # An eighth of the lists is as good as all of them, but for rows without structure.
@@ -134,7 +134,9 @@ class _Calibration:
             best = max(best, self._probing(effort, k_factor), key=lambda found: found.recall)
             if best.recall >= target:
                 break
-        found = least_effort(best, target, 1, lambda effort: self._probing(effort, best.k_factor))
+        # With so few lists reach would be none, and queries unlike the rows find little.
+        low = min(REACH_FROM, lists)
+        found = least_effort(best, target, low, lambda effort: self._probing(effort, best.k_factor))
         return replace(found, living=self._living_share(found))
 
     def _probing(self, effort: int, k_factor: int) -> SearchParameters:

@@ -72,7 +72,8 @@ class Centroids:
         """The number of the list (n,) of each row, that of the nearest centroid or of one almost as near."""
         rows = np.ascontiguousarray(rows)
         if self.lists < GROUPED_LISTS_MIN:
-            nearest: NDArray[np.int64] = exact_search(self.vectors, rows, 1, self.metric)[1][:, 0]
+            middle = ivf.middle_of(self.vectors, self.metric)
+            nearest: NDArray[np.int64] = exact_search(self.vectors - middle, rows - middle, 1, self.metric)[1][:, 0]
             return np.maximum(nearest, 0)  # none where all distances overflow
         assigned = np.empty(len(rows), np.int64)
         for first in range(0, len(rows), _BLOCK_ROWS):
@@ -209,29 +210,25 @@ class _Groups:
     """The centroids, group by group, so that many rows are compared with those of a group at once."""
 
     def __init__(self, vectors: NDArray[np.float32], metric: Metric) -> None:
-        self._metric = metric
+        self._metric, self._middle = metric, ivf.middle_of(vectors, metric)
+        vectors = vectors - self._middle
         count = max(1, math.isqrt(_GROUPS_OF * len(vectors)))
         self._centres = ivf.k_means(vectors, count, metric, seed=0)
         self._probed = min(_GROUPS_PROBED, count)
         group_of = np.maximum(exact_search(self._centres, vectors, 1, metric)[1][:, 0], 0)
         self._numbers = np.argsort(group_of, kind="stable")
         self._ends = np.searchsorted(group_of[self._numbers], np.arange(count + 1))
-        # Far from the origin products are larger than the differences of distances by more than float32 holds.
-        self._middle = np.zeros(vectors.shape[1], np.float32)
-        if metric == "l2":
-            self._middle = np.median(vectors, axis=0).astype(np.float32)
-        self._members = members = vectors[self._numbers] - self._middle
+        self._members = members = vectors[self._numbers]
         self._halves = np.zeros(len(vectors), np.float32)
         if metric == "l2":
             self._halves = np.einsum("ij,ij->i", members, members) / np.float32(2)
 
     def assign(self, rows: NDArray[np.float32]) -> NDArray[np.int64]:
+        rows = rows - self._middle
         groups = exact_search(self._centres, rows, self._probed, self._metric)[1]
         order = np.argsort(groups.astype(np.int16).ravel(), kind="stable")
         ends = np.searchsorted(groups.ravel()[order], np.arange(len(self._ends)))
         lines = order // self._probed
-        if self._metric == "l2":
-            rows = rows - self._middle
         best, at = np.full(groups.size, -np.inf, np.float32), np.zeros(groups.size, np.int64)
         with np.errstate(over="ignore", invalid="ignore"):
             for group in np.flatnonzero((np.diff(ends) > 0) & (np.diff(self._ends) > 0)).tolist():

@@ -1,8 +1,7 @@
-"""Exact nearest neighbours over a float32 matrix, and what a distance means.
+"""Exact nearest neighbours over float32 rows, by matrix or by row numbers, and what a distance means.
 
-A killed row is one whose first component is NaN: its distance to anything is NaN, and FAISS's heaps never
-keep a NaN (tests/test_exact.py holds that fact). So a kill is one 4-byte store, seen by the next scan, with
-no selector, which would put the scan on FAISS's slow path.
+Invariant: the distance of a query to a row is the same in `rank` wherever the row lies; -1 is no row and infinitely
+far. Which rows may be answered is for the caller to say, by their numbers.
 """
 
 from typing import Any
@@ -30,7 +29,7 @@ def exact_search(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """FAISS distances and row numbers (nq, min(k, n)) of float32 rows (n, dimension); -1 where none is left.
 
-    The GIL is released; rows may be appended or killed behind the scan meanwhile.
+    The GIL is released; rows may be appended meanwhile.
     """
     return faiss.knn(queries, rows, min(k, len(rows)), metric=faiss_metric(metric))
 

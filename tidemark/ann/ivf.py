@@ -1,8 +1,7 @@
-"""The lists of an IVF index of 4-bit product codes: their centroids, which rows go into which, how their codes lie.
+"""The centroids of inverted lists, trained; how FAISS's fast scan lays the codes of a list.
 
-FAISS compares every row with every centroid. Here both are grouped first and compared within reach of their group,
-which is a twentieth of the time to train and a third to assign, for an error 1 % larger (decision 11).
-Used by `index.py` and `codes.py`. Knows nothing of searches.
+FAISS's k-means compares every row with every centroid. Here both are grouped first and compared within their group,
+which takes a twentieth of the time for an error 1 % larger (decision 11). Knows nothing of searches.
 """
 
 import math
@@ -17,10 +16,10 @@ from tidemark.ann.exact import exact_search
 from tidemark.collection import Metric
 
 TRAINING_ITERATIONS = 8
-# Below it every row is compared with every centroid.
+# Fewer are trained by one k-means.
 GROUPED_LISTS_MIN = 256
-# Of the centroids, those nearest to a group's centre that a row of the group is compared with.
-REACH_SHARE = 1 / 16
+# The median of so many is near enough to all rows but for a few far ones.
+_MIDDLE_ROWS = 256
 # FAISS's fast scan reads codes in blocks of 32 rows, interleaved (André et al., 2017), in this order of rows.
 BLOCK_ROWS = 32
 _ORDER = np.array([0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15])
@@ -30,6 +29,22 @@ PLACE_IN_BLOCK = np.tile(np.argsort(_ORDER), 2)
 
 def train(rows: NDArray[np.float32], lists: int, metric: Metric, seed: int) -> NDArray[np.float32]:
     """Centroids (lists, dimension) of at least as many float32 rows: k-means within the groups of a first k-means."""
+    middle = middle_of(rows, metric)
+    return _trained(rows - middle, lists, metric, seed) + middle
+
+
+def middle_of(rows: NDArray[np.float32], metric: Metric) -> NDArray[np.float32]:
+    """What to subtract (dimension,) from rows like these (n, dimension) before they are compared many at a time.
+
+    Far from the origin products are larger than the differences of distances by more than float32 holds.
+    """
+    if metric != "l2":
+        return np.zeros(rows.shape[1], np.float32)
+    middle: NDArray[np.float32] = np.median(rows[:: -(-len(rows) // _MIDDLE_ROWS)], axis=0).astype(np.float32)
+    return middle
+
+
+def _trained(rows: NDArray[np.float32], lists: int, metric: Metric, seed: int) -> NDArray[np.float32]:
     if lists < GROUPED_LISTS_MIN:
         return k_means(rows, lists, metric, seed)
     groups = math.isqrt(lists)
@@ -82,49 +97,8 @@ def _nearest(rows: NDArray[np.float32], centroids: NDArray[np.float32], metric: 
     return nearest
 
 
-def assign(rows: NDArray[np.float32], centroids: NDArray[np.float32], metric: Metric) -> NDArray[np.int64]:
-    """The number of the centroid nearest to each row (n,); of one in fourteen it is that of one almost as near."""
-    rows, lists = np.ascontiguousarray(rows), len(centroids)
-    if lists < GROUPED_LISTS_MIN or len(rows) < lists:
-        return _nearest(rows, centroids, metric)
-    groups = 4 * math.isqrt(lists)
-    centres = k_means(centroids, groups, metric, seed=0)
-    reach = exact_search(centroids, centres, math.ceil(lists * REACH_SHARE), metric)[1]
-    assigned = np.empty(len(rows), np.int64)
-    for group, members in enumerate(_members(_nearest(rows, centres, metric), groups)):
-        if len(members):
-            within = reach[group]
-            assigned[members] = within[_nearest(rows[members], centroids[within], metric)]
-    return assigned
-
-
-def packed(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """FAISS's blocks (blocks, code bytes, 32) of uint8 codes (n, code bytes), two to a byte; the last one is filled."""
-    blocks = -(-len(codes) // BLOCK_ROWS)
-    if blocks * BLOCK_ROWS > len(codes):
-        codes = np.concatenate([codes, np.zeros((blocks * BLOCK_ROWS - len(codes), codes.shape[1]), np.uint8)])
-    rows = codes.reshape(blocks, BLOCK_ROWS, -1).transpose(0, 2, 1)
-    low, high = rows & 15, rows >> 4
-    halves = [part[..., _ORDER] | (part[..., _ORDER + 16] << 4) for part in (low, high)]
-    return np.ascontiguousarray(np.concatenate(halves, axis=2))
-
-
 def centroids_of(index: Any) -> NDArray[np.float32]:
     """The centroids (nlist, d) of a FAISS IVF index, where they lie."""
     pointer: Any = faiss.downcast_index(index.quantizer).get_xb()  # type: ignore[attr-defined]
     centroids: NDArray[np.float32] = faiss.rev_swig_ptr(pointer, index.nlist * index.d).reshape(index.nlist, index.d)
     return centroids
-
-
-def fill(
-    index: Any, rows: NDArray[np.float32], codes: NDArray[np.uint8], metric: Metric, left_out: NDArray[np.int64]
-) -> None:
-    """Add rows and their codes (n, code bytes), but for those left out, to a trained IndexIVFPQFastScan without any."""
-    lists = faiss.downcast_InvertedLists(index.invlists)
-    assigned = assign(rows, centroids_of(index), metric)
-    assigned[left_out] = index.nlist
-    for number, members in enumerate(_members(assigned, index.nlist)):
-        if len(members):
-            blocks = packed(codes[members])
-            lists.add_entries(number, len(members), faiss.swig_ptr(members), faiss.swig_ptr(blocks))
-    index.ntotal = len(rows) - len(left_out)
