@@ -41,7 +41,7 @@ format: .venv/dev.stamp  ## rewrite the code in the project's format
 bench-quick: .venv/dev.stamp  ## the README's table, in about a minute
 	@$(BIN)/python -m benchmarks.main_job --quick
 
-bench: .venv/dev.stamp  ## the README's table at full size (1 million vectors)
+bench: embeddings  ## the README's table at full size (1 million vectors, half an hour)
 	@$(BIN)/python -m benchmarks.main_job
 
 .venv/text.stamp: .venv/dev.stamp benchmarks/requirements-text.txt
