@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from consumer import metrics
 from consumer.indexer import Indexer
 from consumer.replay import Progress, Replay
-from tidemark.ann.exact import simd_level
+from tidemark.ann.exact import simd_level, use_one_thread_per_search
 from tidemark.clients import try_settings
 from tidemark.collection import Collection, IndexParameters
 from tidemark.errors import BadConfiguration
@@ -45,6 +45,7 @@ def main() -> None:
     service.allow_many_files()
     service.give_way(service.CONSUMER_NICE)
     service.run_on(settings.consumer.cpus)
+    use_one_thread_per_search()  # the builder has as many as there are; the owning thread codes few rows
     if arguments.command == "replay":
         _replay(settings, arguments)
     else:

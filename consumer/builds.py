@@ -6,13 +6,13 @@ Used by the owning thread only. `builder.py` is the child's other end, `partitio
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from consumer.builder import Build, Builder, Coding, Merging, Training
 from consumer.jobs import Coded, Merged, Result, Trained
 from consumer.partition import OwnedPartition
 from consumer.quantizing import Known, KnownQuantizers
-from tidemark.collection import Collection
+from tidemark import collection
 from tidemark.crash_point import reach
 from tidemark.errors import TidemarkError
 from tidemark.segment import Segment
@@ -20,22 +20,31 @@ from tidemark.settings import ConsumerSettings
 
 logger = logging.getLogger(__name__)
 
+# To look through 48 partitions of ten segments takes some milliseconds.
+LOOK_S = 0.1
+
 
 class Builds:
     """Gives the builder its jobs, for all partitions of this process."""
 
     def __init__(self, builder: Builder, quantizers: KnownQuantizers, settings: ConsumerSettings) -> None:
         self._builder, self._quantizers, self._settings = builder, quantizers, settings
+        self._look_at = 0.0
 
-    def advance(self, partitions: Iterable[OwnedPartition], tidy_up: bool = False) -> None:
+    def advance(self, partitions: Collection[OwnedPartition], tidy_up: bool = False) -> None:
         """Use what has ended, if something has, and give out the next job, if one is wanted.
 
-        `tidy_up`: build what is left although records go on arriving.
+        `tidy_up`: build what is left although records go on arriving. While nothing ends it costs microseconds, but for
+        a look now and then.
         """
+        finished = self._builder.finished()
+        if finished is None and time.monotonic() < self._look_at:
+            return
+        self._look_at = time.monotonic() + LOOK_S
         owned = sorted(partitions, key=lambda each: -each.unbuilt_rows)
         known = {id(found): found for each in owned if (found := self.known(each))}
         self._quantizers.turn(list(known.values()))
-        if finished := self._builder.finished():
+        if finished is not None:
             self._use(*finished, owned)
         if self._builder.idle:
             self._start_next(owned, list(known.values()), tidy_up)
@@ -127,6 +136,6 @@ def _what(build: Coding | Merging, result: Result) -> str:
     return f"{built} {build.rows} rows of {len(build.inputs)} segments"
 
 
-def segment_rows_max(settings: ConsumerSettings, collection: Collection) -> int:
+def segment_rows_max(settings: ConsumerSettings, of: collection.Collection) -> int:
     """The most rows of a merged segment: a build has all of them in memory."""
-    return min(settings.segment_rows_max, max(1, settings.segment_bytes_max // collection.row_bytes))
+    return min(settings.segment_rows_max, max(1, settings.segment_bytes_max // of.row_bytes))

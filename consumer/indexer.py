@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ POLL_S = 0.05
 GATHER_S = 0.02
 FEW_FETCHES = {"fetch.min.bytes": 262_144, "fetch.wait.max.ms": 100}
 CURRENT_EVERY_S = 1.0
+STATUS_EVERY_S = 0.2
 STALL_S = 60.0
 # How long a partition that is let go may wait for its dead letters; what is not acknowledged is read again.
 LETTERS_S = 5.0
@@ -137,7 +139,8 @@ class Indexer:
                 owned.hold_back(log, self._bounds, known, reason, self._builder.problem)
                 self._told.problem_of(owned)
         self._builds.advance(self._owned.values())
-        self._publish_status(time.monotonic())
+        self._now_and_then("status", STATUS_EVERY_S, self._publish_status)
+        self.status = replace(self.status, turned_at=time.monotonic())
 
     def _now_and_then(self, what: str, interval_s: float, action: Callable[[], None]) -> None:
         now = time.monotonic()
@@ -360,7 +363,8 @@ class Indexer:
             owned.last_record_at = time.monotonic()
             self._log.restart(owned.start)
 
-    def _publish_status(self, now: float) -> None:
+    def _publish_status(self) -> None:
+        now = time.monotonic()
         for owned in self._owned.values():
             owned.end = max(owned.end, owned.state.position)
         self.status = Status(

@@ -2,8 +2,10 @@
 
 import errno
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +15,18 @@ from consumer.builder import Builder
 from consumer.builds import Builds
 from consumer.partition import OwnedPartition
 from consumer.quantizing import Known, KnownQuantizers
+from tests import golden
 from tests.messages import delete, upsert
 from tests.rows import embeddings
 from tests.services import wait_until
-from tests.views import open_checkpoint
-from tidemark import files
+from tests.views import codes_made, open_checkpoint
+from tidemark import files, searcher
 from tidemark.checkpoint import Checkpoints
 from tidemark.collection import Collection, IndexKind, IndexParameters
+from tidemark.collection_index import CollectionIndex
 from tidemark.generation import Generation
 from tidemark.manifest import TopicIdentity
+from tidemark.mirror import ViewMirror
 from tidemark.quantizers import Quantizers
 from tidemark.record import decode
 from tidemark.settings import ConsumerSettings
@@ -269,3 +274,34 @@ def test_a_build_that_cannot_be_used_leaves_nothing_and_is_not_made_again_at_onc
         fails = False
         wait_until(lambda: not advance(), 30, "a build is used")
     assert [segment.entry.kind for segment in owned.state.segments] == ["hnsw"]
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_checkpoint_of_an_earlier_format_is_taken_over_coded_and_searched(
+    tmp_path: Path, process: Process, number: int
+) -> None:
+    collection = replace(golden.COLLECTION, index=IndexParameters(ann_rows_min=256))
+    shutil.copytree(golden.ROOTS[number], tmp_path, dirs_exist_ok=True)
+    checkpoints, view = Checkpoints(tmp_path, collection, "g000001", 0, grace_s=0), View(collection, shared=True)
+    loaded = open_checkpoint(checkpoints, view)
+    assert checkpoints.claim(TOPIC, loaded, 0)
+    made = Generation("g000001", 0, "earliest", collection.index)
+    owned = OwnedPartition(("docs", 0), collection, made, TOPIC, view, checkpoints, view.partitions[0].position, 0)
+    process.until_settled(owned)
+    known = process.builds.known(owned)
+    owned.checkpoint(known)
+    again = checkpoints.load()
+    assert again is not None and not again.damaged
+    assert all(segment.codes is not None for segment in again.segments if segment.entry.kind == "flat")
+    assert known is not None and known.newest is not None
+    index = CollectionIndex(view, collection.index.recall_target, 256)
+    index.offer(*known.newest)
+    codes_made(index)
+    try:
+        mirror = ViewMirror(collection, view.place)
+        vectors = searcher.prepare_queries(embeddings(3 * golden.ROWS, collection.dimension), collection)
+        exact, found = (searcher.search(mirror, vectors, 10, exact=exact).hits for exact in (True, False))
+        same = sum(len({h.id for h in a} & {h.id for h in b}) for a, b in zip(exact, found, strict=True))
+        assert same >= 0.95 * 10 * len(vectors)
+    finally:
+        index.close()
