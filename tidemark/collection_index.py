@@ -286,7 +286,7 @@ class CollectionIndex:
         return self._drop_gone
 
     def _fill(self, used: Used, parts: Sequence[Part]) -> Finish:
-        """New lists of all parts' living rows, by codes that are known or made now."""
+        """New lists of all parts' living rows, by codes that are known or made now; as many as memory allows."""
         started = time.monotonic()
         known = self._coded if used is self._used else {}
         coded = {part.base: known.get(part.base) or _codes_of(part, used) for part in parts}
@@ -296,7 +296,9 @@ class CollectionIndex:
             expected += np.bincount(inside[inside != OUTLIER], minlength=len(expected))
         lists = Lists(used.quantizer, expected, shared=True)
         for part in parts:
-            if not _append(lists, part, coded[part.base], 0):
+            if lists.memory_bytes >= self._bytes_max:
+                del coded[part.base]
+            elif not _append(lists, part, coded[part.base], 0):
                 raise MemoryError(f"new lists of {len(expected)} centroids have no room for the rows they are made for")
         lists.set_coded(_coded_up_to(parts, coded))
         if used is self._used and self._lists is not None:
@@ -420,7 +422,8 @@ def _coded_up_to(parts: Sequence[Part], coded: dict[int, Coded]) -> int:
     """How many of all rows that tails ever had are in the lists, one after the other."""
     up_to = 0
     for tail in (part for part in parts if isinstance(part, Tail)):
-        up_to = tail.start + coded[tail.base].count
-        if coded[tail.base].count < tail.row_count:
+        count = coded[tail.base].count if tail.base in coded else 0
+        up_to = tail.start + count
+        if count < tail.row_count:
             break
     return up_to
