@@ -385,11 +385,13 @@ class View:
 
         Costs at most 10 ms a tail; for the thread that applies, when segments have taken rows over, or a tail is full.
         """
+        before = self.tails
         for tail in self.tails[:-1]:
             if tail.live.live_count < LIVE_SHARE_MIN * tail.row_count:
                 self._move(tail)
         self._drop_tails()
-        self.announce()
+        if self.tails != before:
+            self.announce()
 
     def _move(self, tail: Tail) -> None:
         rows = tail.live.numbers()
