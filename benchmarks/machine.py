@@ -66,9 +66,9 @@ def family(pid: int) -> list[int]:
 
 
 def cpu_s(pid: int) -> float:
-    """CPU time a process has used, in seconds, in steps of a hundredth."""
+    """CPU time a process and its children that have ended have used, in seconds, in steps of a hundredth."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def give_way(pid: int) -> None:
