@@ -325,6 +325,8 @@ class CollectionIndex:
         mirror = ViewMirror(self._view.collection, self._view.place)
         living = lists.entries - lists.dead
         held_out = _held_out(mirror, MEASURED_QUERIES)
+        if held_out is None:
+            return partial(self._note_measured, living)
         metric = self._view.collection.metric
         opened = OpenLists(used.quantizer, lists)
         rank_rows = partial(_ranked, mirror, metric)
@@ -368,11 +370,16 @@ def _done(work: Callable[[], None]) -> Finish:
     return lambda: None
 
 
-def _held_out(mirror: ViewMirror, count: int) -> calibration.HeldOut:
-    """Some of the living rows, as queries, and the others nearest to each."""
+def _held_out(mirror: ViewMirror, count: int) -> calibration.HeldOut | None:
+    """Some of the living rows, as queries, and the others nearest to each; None when none lives."""
     rng = np.random.default_rng(0)
-    snapshot = mirror.snapshot()
-    living = np.concatenate([part.base + part.live.numbers() for part in snapshot.parts])
+    while True:
+        moves, snapshot = mirror.moves, mirror.snapshot()
+        living = np.concatenate([part.base + part.live.numbers() for part in snapshot.parts])
+        if mirror.moves == moves:
+            break
+    if not len(living):
+        return None
     own = np.sort(rng.choice(living, min(count, len(living)), replace=False))
     queries = np.ascontiguousarray(mirror.vectors[own])
     _, found = searcher.scan_all(mirror, queries, CALIBRATION_K + 1)
