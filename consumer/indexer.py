@@ -19,10 +19,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from consumer.bounds import Bounds
 from consumer.builder import Builder
 from consumer.builds import Builds
 from consumer.dead_letter import DeadLetters
-from consumer.partition import Bounds, OwnedPartition
+from consumer.partition import OwnedPartition
 from consumer.quantizing import KnownQuantizers
 from consumer.status import PartitionStatus, Status, WaitingStatus
 from consumer.take_over import Cause, Waiting, open_served

@@ -33,10 +33,11 @@ _GAUGES: dict[str, tuple[str, Callable[[PartitionStatus], float | None]]] = {
     "unbuilt_rows": ("Rows without an index yet", lambda p: p.unbuilt_rows),
     "segments": ("Segments", lambda p: p.segments),
     "quantizer_version": ("Newest version of the quantizer, 0 for none", lambda p: p.quantizer),
+    "quantizer_recall": ("Recall@10 by its codes, on the rows that it was trained on", lambda p: p.quantizer_recall),
     "uncoded_rows": ("Rows of segments without codes of the newest quantizer", lambda p: p.uncoded_rows),
-    "segment_recall_min": ("Recall@10 of the quantizer, least of the graphs", lambda p: min(p.recalls, default=None)),
+    "segment_recall_min": ("Least recall@10 of a segment with a graph", lambda p: min(p.recalls, default=None)),
     "segments_below_recall_target": (
-        "Graphs, or quantizers, that miss the recall target",
+        "Segments whose graph misses the recall target",
         lambda p: sum(recall < p.recall_target for recall in p.recalls),
     ),
     "owner_epoch": ("Epoch of this writer", lambda p: p.writer_epoch),

@@ -1,8 +1,7 @@
 """One owned partition: its view, its checkpoints, and what stands between it and the log.
 
-`take_over.py` makes it. Here is when a checkpoint is due, what is to be coded and merged, and when reading is held
-back: each bound that holds it is left again, by a checkpoint, by a build or by acknowledged dead letters, and while
-nothing of these can come it does not hold. Used by the owning thread only.
+`take_over.py` makes it. Here is when a checkpoint is due, what is to be coded and merged, and how reading is held
+back at a bound (`bounds.py`). Used by the owning thread only.
 """
 
 import logging
@@ -10,6 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from consumer.bounds import Bounds
 from consumer.builder import Merging
 from consumer.quantizing import Known
 from tidemark.caught_up import CaughtUp, now_ms
@@ -21,7 +21,6 @@ from tidemark.log_check import check_age, check_identity, remedy
 from tidemark.manifest import CodesEntry, Manifest, SegmentEntry, TopicIdentity
 from tidemark.merge_policy import Candidate, next_build, next_merge
 from tidemark.segment import Segment
-from tidemark.settings import Settings
 from tidemark.topic_watch import TopicFacts
 from tidemark.view import PartitionState, View
 
@@ -32,28 +31,11 @@ BACKLOG_OFFSETS = 50_000
 CODED_ROWS = 1_000_000
 # Nothing has arrived for so long: time to tidy up.
 QUIET_S = 1.0
-# A partition that is held back reads on at this share of the bound.
-RESUME_SHARE = 0.8
 # Of a compacted topic's `delete.retention.ms`: an idle partition's checkpoint is made anew when it has got so old, so
 # that a consumer may be away for the rest of it.
 RENEWED_SHARE = 0.25
 # A checkpoint that could not be made is tried again after so long, twice as long each time.
 RETRY_S, RETRY_S_MAX = 0.5, 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """What a partition may have before its reading is held back: rows without an index, and rows in memory."""
-
-    unbuilt_rows: int
-    unbuilt_bytes: int
-    memory_rows: int
-
-    @classmethod
-    def of(cls, settings: Settings) -> "Bounds":
-        consumer = settings.consumer
-        # Only a checkpoint that cannot be made lets more rows than `checkpoint.rows` gather in memory.
-        return cls(consumer.unbuilt_rows_max, consumer.unbuilt_bytes_max, 2 * settings.checkpoint.rows)
 
 
 @dataclass(slots=True)
@@ -260,7 +242,7 @@ class OwnedPartition:
         `others` is a reason from outside the partition, `builder` what is wrong with the builder.
         The partition is unassigned and assigned again, not paused: librdkafka keeps a pause over an assignment.
         """
-        reason = self._over(bounds, known, builder) or others
+        reason = bounds.reached(self, known, builder) or others
         if self.held is None and reason is not None:
             log.stop(self.partition)
             self.checkpoint_wanted = True
@@ -270,32 +252,6 @@ class OwnedPartition:
             self.last_record_at = time.monotonic()
             logger.info("%s: reading goes on from position %d", self.name, self.state.position)
         self.held = reason
-
-    def _over(self, bounds: Bounds, known: Known | None, builder: str | None) -> str | None:
-        """Which bound is reached and can be left again, in words."""
-        share = 1.0 if self.held is None else RESUME_SHARE
-        rows, row_bytes = self.unbuilt_rows, self.collection.row_bytes
-        # Fewer rows than get an index can never become fewer by a build.
-        rows_max = max(bounds.unbuilt_rows, self.index.ann_rows_min)
-        bytes_max = max(bounds.unbuilt_bytes, self.index.ann_rows_min * row_bytes)
-        if (rows > share * rows_max or rows * row_bytes > share * bytes_max) and self._become_fewer(known):
-            why = f"; {builder}" if builder else ""
-            return f"waiting for the builder: rows without an index are at their bound{why}"
-        in_memory = self.state.tail_rows + self.state.kept_deletes
-        if in_memory > bounds.memory_rows * (1.0 if self.held is None else 0.5):
-            return "waiting for a checkpoint: rows in memory are at their bound"
-        return None
-
-    def _become_fewer(self, known: Known | None) -> bool:
-        """Whether a checkpoint or a build that is to come lessens the rows without an index."""
-        if self.state.tail_rows:
-            return True
-        candidates, enough = self.candidates(), self.index.ann_rows_min
-        if known is None:
-            return bool(next_build(candidates, enough, 2**62, True, True))
-        unbuilt = [each for each in candidates if not each.built]
-        trained = known.newest is not None or sum(each.live_rows for each in candidates) >= enough
-        return bool(unbuilt) and (trained or any(each.dead_rows for each in unbuilt))
 
     # -- checkpoints ---------------------------------------------------------------------------------------
 

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
+from consumer.bounds import Bounds
 from consumer.builder import Builder
 from consumer.builds import Builds
 from consumer.dead_letter import DeadLetters
-from consumer.partition import Bounds, OwnedPartition
+from consumer.partition import OwnedPartition
 from consumer.quantizing import KnownQuantizers
 from consumer.take_over import checkpoints_of, take_over
 from tidemark import generation

@@ -33,6 +33,7 @@ class PartitionStatus:
     unbuilt_rows: int
     segments: int
     quantizer: int
+    quantizer_recall: float | None
     uncoded_rows: int
     recalls: tuple[float, ...]
     recall_target: float
@@ -64,8 +65,9 @@ class PartitionStatus:
             unbuilt_rows=owned.unbuilt_rows,
             segments=len(entries),
             quantizer=version,
+            quantizer_recall=known.recall if known and version else None,
             uncoded_rows=sum(e.rows for e in entries if known and (e.codes_file is None or e.quantizer != version)),
-            recalls=(known.recall,) if known else tuple(entry.recall for entry in entries if entry.kind == "hnsw"),
+            recalls=tuple(entry.recall for entry in entries if entry.kind == "hnsw"),
             recall_target=owned.index.recall_target,
             records=owned.records,
             bad=dict(owned.bad),

@@ -8,7 +8,8 @@ from typing import Any, cast
 import pytest
 from msgspec.structs import replace
 
-from consumer.partition import BACKLOG_OFFSETS, CODED_ROWS, Bounds, OwnedPartition
+from consumer.bounds import Bounds
+from consumer.partition import BACKLOG_OFFSETS, CODED_ROWS, OwnedPartition
 from consumer.quantizing import Known
 from tests.messages import upsert
 from tests.rows import quantizer_of

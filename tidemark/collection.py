@@ -22,10 +22,11 @@ DIMENSION_MAX = 65_536
 
 @dataclass(frozen=True, slots=True)
 class IndexParameters:
-    """How a segment's index is built. Zero means: derived from the rows (see `index.py`).
+    """How rows are indexed. Zero means: derived from the rows.
 
-    Below `ann_rows_min` rows a segment stays flat: an exact scan is as fast there (a 128-d scan takes 21 us
-    per 1,000 rows), and IVF has too few rows to train on. Re-measured by benchmarks/main_job.py.
+    Below `ann_rows_min` rows a collection gets no quantizer (ivfpq), a segment no graph (hnsw): an exact scan is as
+    fast there (a 128-d scan takes 21 us per 1,000 rows), and there are too few rows to train on. Re-measured by
+    benchmarks/main_job.py. `nlist` is of ivfpq, `m` and `ef_construction` are of hnsw.
     """
 
     kind: IndexKind = "ivfpq"

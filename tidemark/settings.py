@@ -57,11 +57,13 @@ class IndexSettings(_Table):
     """[collections.NAME.index]"""
 
     kind: IndexKind = Field("ivfpq", description="ivfpq, hnsw or flat (no index, always exact)")
-    recall_target: float = Field(0.97, gt=0, le=1, description="recall@10 a segment is calibrated to")
-    nlist: int = Field(0, ge=0, description="ivfpq: inverted lists, 0 = 4 x sqrt(rows)")
+    recall_target: float = Field(0.97, gt=0, le=1, description="recall@10 that searches are calibrated to")
+    nlist: int = Field(0, ge=0, description="ivfpq: lists of the collection, 0 = 4 x sqrt(rows)")
     m: int = Field(16, ge=2, le=256, description="hnsw: links per node")
     ef_construction: int = Field(64, ge=4, le=4096, description="hnsw: candidates while building")
-    ann_rows_min: int = Field(8_192, ge=256, description="rows below which a segment is searched exactly")
+    ann_rows_min: int = Field(
+        8_192, ge=256, description="rows below which a collection (hnsw: a segment) is searched exactly"
+    )
 
 
 class CollectionSettings(_Table):
