@@ -20,8 +20,8 @@ setup: .venv/dev.stamp  ## make the environment in .venv, from the lock files
 up: .venv/run.stamp  ## start Kafka, the consumer and the api, load sample data, print a search to try
 	@exec $(BIN)/tidemark up
 
-test: .venv/dev.stamp  ## run every test against a real Kafka (some 14 minutes on 2 cores)
-	@$(BIN)/pytest
+test: .venv/dev.stamp  ## run every test against a real Kafka, in two processes (some 8 minutes on 2 cores)
+	@$(BIN)/pytest -n 2
 
 .venv/images.stamp: .venv/dev.stamp deploy/test_images/requirements.txt
 	@$(BIN)/uv pip install -q --python $(BIN)/python --target .venv/images -r deploy/test_images/requirements.txt && touch $@

@@ -1,4 +1,4 @@
-"""Fixtures: one real broker for the whole run, and a deployment per test."""
+"""Fixtures: one real broker for each process of a run, and a deployment per test."""
 
 import subprocess
 import sys

@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 from confluent_kafka import Producer
 
-from cli.ports import free_port
+from tests.ports import own_port
 from tidemark.checkpoint import Checkpoints
 from tidemark.generation import current
 from tidemark.kafka_settings import producer_settings
@@ -66,7 +66,7 @@ class Deployment:
     bootstrap_servers: str
     topic: str
     partitions: int = 1
-    api_port: int = field(default_factory=free_port)
+    api_port: int = field(default_factory=own_port)
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     started: list[Service] = field(default_factory=list)
 

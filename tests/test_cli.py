@@ -13,8 +13,8 @@ import pytest
 
 from cli import remote_api
 from cli.main import app
-from cli.ports import free_port
 from tests.commands import Tidemark, config, one_line
+from tests.ports import own_port
 from tests.services import DIMENSION, Deployment, deployment, vectors, wait_until
 from tidemark import __version__
 from tidemark.settings import load
@@ -237,7 +237,7 @@ def test_a_collection_of_json_records_gets_json(
 
 def test_producing_to_a_broker_that_is_not_there_says_so(tidemark: Tidemark, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(lines_of(GOOD))
-    own = config(tmp_path, f"127.0.0.1:{free_port()}", "docs")
+    own = config(tmp_path, f"127.0.0.1:{own_port()}", "docs")
     code, _, error = tidemark("produce", "docs", "rows.jsonl", "--config", own)
     assert code == 69
     assert one_line(error)
@@ -301,7 +301,7 @@ def test_what_the_api_does_not_find_is_exit_code_1(api: str, tidemark: Tidemark)
 
 
 def test_an_api_that_does_not_answer_is_named_with_what_to_do(tidemark: Tidemark) -> None:
-    address = f"http://127.0.0.1:{free_port()}"
+    address = f"http://127.0.0.1:{own_port()}"
     for arguments in (("search", "docs", "--id", "a"), ("lag",)):
         code, output, error = tidemark(*arguments, "--api", address)
         assert (code, output) == (69, "")
@@ -328,7 +328,7 @@ def test_the_lag_as_json_is_the_answer_of_the_api(docs: Deployment, api: str, ti
 
 def test_a_health_check_is_an_exit_code(api: str, tidemark: Tidemark) -> None:
     assert tidemark("healthcheck", f"{api}/healthz") == (0, "", "")
-    for url in (f"{api}/nowhere", f"http://127.0.0.1:{free_port()}/healthz"):
+    for url in (f"{api}/nowhere", f"http://127.0.0.1:{own_port()}/healthz"):
         code, _, error = tidemark("healthcheck", url)
         assert code == 1
         assert one_line(error)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from cli.ports import free_port
 from tests.commands import Tidemark, config
+from tests.ports import own_port
 from tests.services import Deployment, vectors, wait_until
 from tidemark.partitioner import LIBRDKAFKA, Partitioner, partition_of
 
@@ -178,7 +178,7 @@ def test_a_missing_topic_a_broker_away_and_damage_are_problems_with_what_to_do(
     own = config(tmp_path, kafka, "never-made")
     code, output, _ = tidemark("doctor", "docs", "--config", own)
     assert (code, "topic 'never-made' does not exist" in output) == (1, True)
-    code, output, _ = tidemark("doctor", "--config", config(tmp_path, f"127.0.0.1:{free_port()}", "docs"))
+    code, output, _ = tidemark("doctor", "--config", config(tmp_path, f"127.0.0.1:{own_port()}", "docs"))
     assert (code, "PROBLEM  docs  topic: no broker at" in output) == (1, True)
 
 

@@ -7,7 +7,7 @@ import httpx
 import numpy as np
 import pytest
 
-from cli.ports import free_port
+from tests.ports import own_port
 from tests.rows import unit
 from tests.services import DIMENSION, Deployment, wait_until
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.kafka
 def test_an_index_below_its_target_is_told_by_the_collection_the_metrics_and_once_by_the_log(
     deploy: Callable[..., Deployment],
 ) -> None:
-    port = free_port()
+    port = own_port()
     deployed = deploy(consumer={"port": port}, **{"collections.docs": {"metric": "cosine", "format": "raw"}})
     consumer = deployed.start("consumer")
     deployed.start("api")

@@ -16,7 +16,7 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from cli.local_kafka import LocalKafka
-from cli.ports import free_port
+from tests.ports import own_port
 from tests.services import Deployment, Service, deployment, wait_until
 from tests.test_consumer import _ids, _upserts
 from tests.test_holding_back import _told
@@ -60,7 +60,7 @@ def _replay(deployed: Deployment) -> None:
 
 
 def test_after_a_gap_and_its_remedy_the_running_consumer_serves_the_new_generation(deploy: MakeDeployment) -> None:
-    deployed = deploy(consumer={"port": free_port()})
+    deployed = deploy(consumer={"port": own_port()})
     first = deployed.start("consumer")
     deployed.produce(_upserts(100))
     deployed.wait_until_checkpointed()
@@ -83,7 +83,7 @@ def test_after_a_gap_and_its_remedy_the_running_consumer_serves_the_new_generati
 
 
 def test_a_topic_made_again_while_the_consumer_runs_stops_its_partition_until_a_replay(deploy: MakeDeployment) -> None:
-    deployed = deploy(consumer={"port": free_port()})
+    deployed = deploy(consumer={"port": own_port()})
     consumer = deployed.start("consumer")
     deployed.produce(_upserts(100))
     deployed.wait_until_checkpointed()
@@ -128,7 +128,7 @@ def test_a_hundred_partitions_are_taken_over_by_one_consumer(deploy: MakeDeploym
 def test_a_consumer_whose_brokers_are_silent_stays_alive_and_goes_on_when_they_answer(tmp_path: Path) -> None:
     with (
         LocalKafka(tmp_path / "kafka", fast_start=True) as kafka,
-        deployment(tmp_path, kafka.bootstrap_servers, 2, consumer={"port": free_port()}) as deployed,
+        deployment(tmp_path, kafka.bootstrap_servers, 2, consumer={"port": own_port()}) as deployed,
     ):
         consumer = deployed.start("consumer")
         deployed.produce(_upserts(100))
@@ -169,7 +169,7 @@ def test_what_a_replay_reads_first_is_dead_lettered_by_it(deploy: MakeDeployment
 
 def test_a_topic_that_is_missing_stops_its_collection_only(deploy: MakeDeployment) -> None:
     other = {"topic": f"missing-{os.urandom(4).hex()}", "dimension": 4}
-    deployed = deploy(consumer={"port": free_port()}, **{"collections.other": other})
+    deployed = deploy(consumer={"port": own_port()}, **{"collections.other": other})
     consumer = deployed.start("consumer")
     deployed.produce(_upserts(100))
     deployed.wait_until_checkpointed()
