@@ -21,7 +21,7 @@ up: .venv/run.stamp  ## start Kafka, the consumer and the api, load sample data,
 	@exec $(BIN)/tidemark up
 
 test: .venv/dev.stamp  ## run every test against a real Kafka, in two processes (some 8 minutes on 2 cores)
-	@$(BIN)/pytest -n 2
+	@$(BIN)/pytest -n 2 --dist loadscope
 
 .venv/images.stamp: .venv/dev.stamp deploy/test_images/requirements.txt
 	@$(BIN)/uv pip install -q --python $(BIN)/python --target .venv/images -r deploy/test_images/requirements.txt && touch $@
