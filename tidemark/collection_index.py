@@ -15,8 +15,9 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,7 @@ from tidemark.ann.open_lists import OpenLists
 from tidemark.ann.parameters import CALIBRATION_K
 from tidemark.ann.quantizer import OUTLIER, ROWS_LEAST, Quantizer
 from tidemark.collection import Metric
+from tidemark.live_rows import LiveRows
 from tidemark.mirror import ViewMirror
 from tidemark.segment import Segment
 from tidemark.shared_memory import Region
@@ -50,6 +52,8 @@ OWN_QUANTIZER_AFTER_S = 5.0
 SAMPLE_ROWS = 131_072
 # Of rows unlike those that the quantizer was trained on, so many are ranked exactly before one is trained here.
 DRIFTED_ROWS_MAX = 32_768
+# So many outliers among rows tell the same; else each is ranked exactly by every search.
+OUTLIERS_FEW, OUTLIERS_SHARE = 16, 1 / 8
 LOOKED_EVERY_S = 0.25
 # The 10 nearest of so many rows tell the recall to about +-0.6 %; a scan for them takes 1.5 s with 1M rows of 128-d.
 MEASURED_QUERIES = 200
@@ -70,9 +74,29 @@ class Used:
 class Coded:
     """The first `count` rows of a part are in the lists, with these lists (n,) and codes (n, code bytes)."""
 
+    part: Part
     lists: NDArray[np.uint32]
     codes: NDArray[np.uint8]
-    count: int
+    count: int = 0
+
+
+class Appended(NamedTuple):
+    """Of a part whose first row has the number `base` the rows [first, stop) that lived went to the lists.
+
+    `bitmap`: all that lived, as in LiveRows. The number is given along with the part, which may lose it meanwhile.
+    """
+
+    base: int
+    coded: Coded
+    first: int
+    stop: int
+    bitmap: NDArray[np.uint8]
+
+    @property
+    def died_since(self) -> NDArray[np.int64]:
+        live = self.coded.part.live
+        rows = LiveRows(self.bitmap & ~live.bitmap, live.row_count).numbers()
+        return rows[(rows >= self.first) & (rows < self.stop)]
 
 
 class CollectionIndex:
@@ -90,9 +114,12 @@ class CollectionIndex:
         bytes_max: int = 2**62,
         coded_rows_min: int | None = None,
         dead_min: int = DEAD_MIN,
+        own_quantizer_after_s: float = OWN_QUANTIZER_AFTER_S,
+        drifted_rows_max: int = DRIFTED_ROWS_MAX,
     ) -> None:
         self._view, self._recall_target, self._ann_rows_min = view, recall_target, max(ann_rows_min, ROWS_LEAST)
         self._bytes_max, self._dead_min = bytes_max, dead_min
+        self._own_quantizer_after_s, self._drifted_rows_max = own_quantizer_after_s, drifted_rows_max
         self._coded_rows_min = coded_rows_min or max(CODED_ROWS_MIN, CODED_NUMBERS // view.collection.dimension)
         self.problem: str | None = None
         self._offered: Used | None = None
@@ -137,9 +164,9 @@ class CollectionIndex:
 
     def has(self, segments: Iterable[Segment]) -> bool:
         """Whether nothing is to be done for the segments: their rows are in the lists, or will be in none."""
-        if self._used is None or self.problem:
+        if self._used is None or self.problem or self._drifted:
             return True
-        return all(segment.has_graph or segment.base in self._coded for segment in segments)
+        return all(self.is_coded(segment) for segment in segments)
 
     @property
     def settled(self) -> bool:
@@ -156,7 +183,7 @@ class CollectionIndex:
         return tail.row_count - self._count_of(tail)
 
     def is_coded(self, segment: Segment) -> bool:
-        return segment.has_graph or segment.base in self._coded
+        return segment.has_graph or self._coded_of(segment.base, segment) is not None
 
     def turn(self, may_train: bool = True) -> None:
         """End what the side thread has done, and give it what is to be done next; returns at once.
@@ -187,46 +214,51 @@ class CollectionIndex:
             return partial(self._train, self._parts()) if may_train and self._waits_too_long() else None
         if self._full or self._is_worn(self._lists):
             return partial(self._fill, self._used, self._parts())
-        if self._is_at_its_bound(self._lists):
+        new = [segment for segment in (*self._view.segments, *self._coming) if not self.is_coded(segment)]
+        if self._is_at_its_bound(self._lists, new[0].live_count if new else 0):
             return None
-        new = next((s for s in (*self._view.segments, *self._coming) if not self.is_coded(s)), None)
-        if new is not None:
-            return partial(self._code_segment, self._used, self._lists, new)
         uncoded = sum(self.uncoded_of(tail) for tail in self._view.tails)
         if self._drifted:
-            return partial(self._train, self._parts()) if uncoded >= DRIFTED_ROWS_MAX else None
+            unlike = uncoded + sum(segment.live_count for segment in new)
+            return partial(self._train, self._parts()) if unlike >= self._drifted_rows_max else None
+        if new:
+            return partial(self._code_segment, self._used, self._lists, new[0].base, new[0])
         if uncoded >= self._coded_rows_min:
             return partial(self._code_tails, self._used, self._lists, list(self._view.tails))
         if self._lists.entries - self._lists.dead >= 2 * self._measured_rows:
             return partial(self._measure, self._used, self._lists)
         return None
 
-    def _parts(self) -> list[Part]:
-        segments = {segment.base: segment for segment in (*self._view.segments, *self._coming)}
-        return [*(s for s in segments.values() if not s.has_graph and s.base >= 0), *self._view.tails]
+    def _parts(self) -> dict[int, Part]:
+        """What has codes, or is to have some, by the numbers of their first rows; the tails last, in their order."""
+        segments = (*self._view.segments, *self._coming)
+        found: dict[int, Part] = {s.base: s for s in segments if not s.has_graph and s.base >= 0}
+        return found | {tail.base: tail for tail in self._view.tails}
 
     def _waits_too_long(self) -> bool:
-        rows = sum(part.live.live_count for part in self._parts())
+        rows = sum(part.live.live_count for part in self._parts().values())
         if rows < self._ann_rows_min:
             self._wanting_since = None
             return False
         self._wanting_since = self._wanting_since or time.monotonic()
-        return time.monotonic() - self._wanting_since > OWN_QUANTIZER_AFTER_S
+        return time.monotonic() - self._wanting_since > self._own_quantizer_after_s
 
     def _is_worn(self, lists: Lists) -> bool:
         now = time.monotonic()
         if now - self._looked_at < LOOKED_EVERY_S:
             return False
         self._looked_at = now
+        self._drop_gone()
         entries, dead = lists.entries, lists.dead
         at_rest = now - self._changed_at > REST_S
         share = DEAD_SHARE_AT_REST if at_rest else DEAD_SHARE_MAX
         return dead > max(self._dead_min / (4 if at_rest else 1), share * (entries - dead))
 
-    def _is_at_its_bound(self, lists: Lists) -> bool:
+    def _is_at_its_bound(self, lists: Lists, row_count: int) -> bool:
+        """Whether the lists may take no more rows, or not so many as are to come."""
         taken = lists.memory_bytes
         self.problem = None
-        if taken >= self._bytes_max:
+        if taken + _bytes_of(row_count, lists) >= self._bytes_max:
             self.problem = (
                 f"the index takes {taken} bytes (api.index_bytes_max is {self._bytes_max}): rows beyond it are "
                 "compared one by one by every search; raise it, or spread the collection over replicas"
@@ -234,8 +266,13 @@ class CollectionIndex:
         return self.problem is not None
 
     def _count_of(self, part: Part) -> int:
-        coded = self._coded.get(part.base)
+        coded = self._coded_of(part.base, part)
         return coded.count if coded else 0
+
+    def _coded_of(self, base: int, part: Part) -> Coded | None:
+        """Row numbers are used again: what is known of a number may be of a part that is gone."""
+        coded = self._coded.get(base)
+        return coded if coded is not None and coded.part is part else None
 
     def _note_dead(self, killed: list[tuple[int, NDArray[np.int64]]]) -> None:
         """Rows of parts were killed: entries of the lists are of no use any more."""
@@ -247,15 +284,24 @@ class CollectionIndex:
 
     # -- done by the side thread ---------------------------------------------------------------------------
 
-    def _code_segment(self, used: Used, lists: Lists, segment: Segment) -> Finish:
-        coded = _codes_of(segment, used)
-        if not _append(lists, segment, coded, 0):
-            return self._note_full
-        return partial(self._segment_coded, segment, coded)
+    def _code_segment(self, used: Used, lists: Lists, base: int, segment: Segment) -> Finish:
+        coded, is_like = _codes_of(segment, used)
+        if not is_like:
+            return self._note_drift
+        appended = _append(lists, base, coded, 0, segment.row_count)
+        return self._note_full if appended is None else partial(self._segment_coded, appended)
 
-    def _segment_coded(self, segment: Segment, coded: Coded) -> None:
-        self._coded[segment.base] = coded
+    def _segment_coded(self, appended: Appended) -> None:
+        self._note_appended(appended)
+        self._drop_gone()
         self._show()
+
+    def _note_appended(self, appended: Appended) -> None:
+        """Rows are in the lists, of which some have died since."""
+        assert self._lists is not None
+        coded = self._coded[appended.base] = appended.coded
+        coded.count = appended.stop
+        self._lists.note_dead(coded.lists[appended.died_since])
 
     def _note_full(self) -> None:
         self._full = True
@@ -265,58 +311,70 @@ class CollectionIndex:
 
     def _code_tails(self, used: Used, lists: Lists, tails: Sequence[Tail]) -> Finish:
         """Code the next rows of tails, which follow each other."""
-        left = CODED_ROWS_MAX
+        left, done = CODED_ROWS_MAX, list[Appended]()
         for tail in tails:
             first = self._count_of(tail)
             stop = min(tail.row_count, first + left)
-            found = used.quantizer.encode(tail.vectors[first:stop]) if stop > first else None
-            if found is not None:
-                if found.error > used.quantizer.error_max:
-                    return self._note_drift
-                coded = self._coded.get(tail.base) or _room_for(tail, used.quantizer)
+            if stop > first:
+                coded = self._coded_of(tail.base, tail) or _room_for(tail, used.quantizer)
+                found = used.quantizer.encode(tail.vectors[first:stop])
+                if not _is_like(used.quantizer, found.error, found.lists):
+                    return partial(self._tails_coded, done, self._note_drift)
                 coded.lists[first:stop], coded.codes[first:stop] = found.lists, found.codes
-                if not _append(lists, tail, replace(coded, count=stop), first):
-                    return self._note_full
-                coded.count = stop
-                self._coded[tail.base] = coded
+                appended = _append(lists, tail.base, coded, first, stop)
+                if appended is None:
+                    return partial(self._tails_coded, done, self._note_full)
+                done.append(appended)
                 lists.set_coded(tail.start + stop)
             left -= stop - first
             if stop < tail.row_count or not left:
                 break
-        return self._drop_gone
+        return partial(self._tails_coded, done, self._drop_gone)
 
-    def _fill(self, used: Used, parts: Sequence[Part]) -> Finish:
-        """New lists of all parts' living rows, by codes that are known or made now; as many as memory allows."""
+    def _tails_coded(self, done: Sequence[Appended], then: Finish) -> None:
+        for appended in done:
+            self._note_appended(appended)
+        then()
+
+    def _fill(self, used: Used, parts: dict[int, Part]) -> Finish:
+        """New lists of all parts' living rows, by codes that are known or made now, up to the bound of their memory."""
         started = time.monotonic()
-        known = self._coded if used is self._used else {}
-        coded = {part.base: known.get(part.base) or _codes_of(part, used) for part in parts}
+        known = {base: self._coded_of(base, part) if used is self._used else None for base, part in parts.items()}
+        coded = {base: known[base] or _codes_of(part, used)[0] for base, part in parts.items()}
+        stops = {base: _completed(made, used.quantizer) for base, made in coded.items()}
         expected = np.zeros(used.quantizer.lists, np.int64)
-        for made in coded.values():
-            inside = made.lists[: made.count]
+        for base, made in coded.items():
+            inside = made.lists[: stops[base]]
             expected += np.bincount(inside[inside != OUTLIER], minlength=len(expected))
-        lists = Lists(used.quantizer, expected, shared=True)
-        for part in parts:
-            if lists.memory_bytes >= self._bytes_max:
-                del coded[part.base]
-            elif not _append(lists, part, coded[part.base], 0):
+        lists, done = Lists(used.quantizer, expected, shared=True), list[Appended]()
+        for base, made in coded.items():
+            if lists.memory_bytes + _bytes_of(made.part.live.live_count, lists) >= self._bytes_max:
+                if isinstance(made.part, Tail):
+                    break
+                continue
+            appended = _append(lists, base, made, 0, stops[base])
+            if appended is None:
                 raise MemoryError(f"new lists of {len(expected)} centroids have no room for the rows they are made for")
-        lists.set_coded(_coded_up_to(parts, coded))
+            done.append(appended)
+        lists.set_coded(_coded_up_to(parts.values(), done))
         if used is self._used and self._lists is not None:
             lists.set_parameters(self._lists.parameters)
         seconds = time.monotonic() - started
         name = self._view.collection.name
         logger.info("%s: lists of %d rows made by quantizer %d in %.2f s", name, lists.entries, used.version, seconds)
-        return partial(self._filled, used, lists, coded)
+        return partial(self._filled, used, lists, done)
 
-    def _filled(self, used: Used, lists: Lists, coded: dict[int, Coded]) -> None:
+    def _filled(self, used: Used, lists: Lists, done: Sequence[Appended]) -> None:
         if used is not self._used:
             self._measured_rows = min(used.quantizer.row_count, SAMPLE_ROWS)
             written = used.quantizer.to_bytes()
             self._written = Region(len(written), shared=True)
             self._written.take(np.uint8, len(written))[:] = np.frombuffer(written, np.uint8)
             self._written_bytes = len(written)
-        self._used, self._lists, self._coded = used, lists, coded
+        self._used, self._lists, self._coded = used, lists, {}
         self._full = self._drifted = False
+        for appended in done:
+            self._note_appended(appended)
         self._drop_gone()
         self._show()
 
@@ -350,15 +408,21 @@ class CollectionIndex:
         self._view.announce()
 
     def _drop_gone(self) -> None:
-        there = {part.base for part in self._parts()}
-        self._coded = {base: coded for base, coded in self._coded.items() if base in there}
+        there = self._parts()
+        for base, coded in list(self._coded.items()):
+            if there.get(base) is not coded.part:
+                del self._coded[base]
+                if self._lists is not None and coded.part.base != base:  # it was prepared, and not taken
+                    self._lists.note_dead(coded.lists[coded.part.live.numbers()])
 
-    def _train(self, parts: Sequence[Part]) -> Finish:
+    def _train(self, parts: dict[int, Part]) -> Finish:
         """A quantizer from our own rows, and lists by it."""
-        rows = [part.live.numbers() for part in parts]
-        row_count = sum(map(len, rows))
+        living = [(part, part.live.numbers()) for part in parts.values()]
+        row_count = sum(len(rows) for _, rows in living)
+        if row_count < ROWS_LEAST:  # they have died meanwhile
+            return self._drop_gone
         every = -(-row_count // SAMPLE_ROWS)
-        sample = np.concatenate([part.vectors[some[::every]] for part, some in zip(parts, rows, strict=True)])
+        sample = np.concatenate([part.vectors[rows[::every]] for part, rows in living])
         metric = self._view.collection.metric
         quantizer = Quantizer.train(sample, metric, row_count, self._recall_target, seed=row_count)
         version = self._used.version if self._used is not None else 0
@@ -397,40 +461,72 @@ def _ranked(
     return rank(mirror.vectors, queries, numbers, metric)
 
 
-def _codes_of(part: Part, used: Used) -> Coded:
-    """The codes of all rows that a part has now: those beside a segment, when they are of this version, or made."""
+def _codes_of(part: Part, used: Used) -> tuple[Coded, bool]:
+    """The codes of all rows that a part has now, and whether its rows are like those that codes are made for.
+
+    Those beside a segment are read, when they are of this version.
+    """
+    quantizer = used.quantizer
     if isinstance(part, Segment) and part.entry.quantizer == used.version and not used.own:
         written = part.codes
-        if written is not None and written[1].shape[1] == used.quantizer.code_bytes:
-            return Coded(*written, part.row_count)
-    count = part.row_count
-    coded = _room_for(part, used.quantizer)
-    for first in range(0, count, CODED_ROWS_MAX):
-        stop = min(count, first + CODED_ROWS_MAX)
-        found = used.quantizer.encode(part.vectors[first:stop])
-        coded.lists[first:stop], coded.codes[first:stop] = found.lists, found.codes
-    coded.count = count
-    return coded
+        if written is not None and written[1].shape[1] == quantizer.code_bytes:
+            return Coded(part, *written, part.row_count), _is_like(quantizer, part.entry.error, written[0])
+    coded = _room_for(part, quantizer)
+    coded.count = part.row_count
+    error = _encode(coded, 0, coded.count, quantizer)
+    return coded, _is_like(quantizer, error, coded.lists[: coded.count])
+
+
+def _encode(coded: Coded, first: int, stop: int, quantizer: Quantizer) -> float:
+    """Make the codes of rows [first, stop); their largest error."""
+    error = 0.0
+    for start in range(first, stop, CODED_ROWS_MAX):
+        end = min(stop, start + CODED_ROWS_MAX)
+        found = quantizer.encode(coded.part.vectors[start:end])
+        coded.lists[start:end], coded.codes[start:end] = found.lists, found.codes
+        error = max(error, found.error)
+    return error
+
+
+def _completed(coded: Coded, quantizer: Quantizer) -> int:
+    """Make the codes of all rows a part has now, for the tails after it may be coded already; how many they are."""
+    stop = coded.part.row_count
+    _encode(coded, coded.count, stop, quantizer)
+    return stop
+
+
+def _is_like(quantizer: Quantizer, error: float, lists: NDArray[np.uint32]) -> bool:
+    """Whether rows in these lists, whose codes have this error, are like those that the quantizer was trained on."""
+    outliers = int(np.count_nonzero(lists == OUTLIER))
+    return error <= quantizer.error_max and outliers <= max(OUTLIERS_FEW, OUTLIERS_SHARE * len(lists))
 
 
 def _room_for(part: Part, quantizer: Quantizer) -> Coded:
     rows = part.capacity if isinstance(part, Tail) else part.row_count
-    return Coded(np.empty(rows, np.uint32), np.empty((rows, quantizer.code_bytes), np.uint8), 0)
+    return Coded(part, np.empty(rows, np.uint32), np.empty((rows, quantizer.code_bytes), np.uint8))
 
 
-def _append(lists: Lists, part: Part, coded: Coded, first: int) -> bool:
-    """Add the living rows [first, count) of a part; False when there is no room for them."""
-    rows = part.live.numbers()
-    rows = rows[(rows >= first) & (rows < coded.count)]
-    return lists.append(coded.lists[rows], coded.codes[rows], part.base + rows)
+def _append(lists: Lists, base: int, coded: Coded, first: int, stop: int) -> Appended | None:
+    """Add the living ones of rows [first, stop) of a part; None when there is no room for them."""
+    live = coded.part.live
+    appended = Appended(base, coded, first, stop, live.bitmap.copy())
+    rows = LiveRows(appended.bitmap, live.row_count).numbers()
+    rows = rows[(rows >= first) & (rows < stop)]
+    return appended if lists.append(coded.lists[rows], coded.codes[rows], base + rows) else None
 
 
-def _coded_up_to(parts: Sequence[Part], coded: dict[int, Coded]) -> int:
+def _bytes_of(row_count: int, lists: Lists) -> int:
+    """Memory that so many more rows take, at least."""
+    return row_count * (lists.place.code_bytes + 8)
+
+
+def _coded_up_to(parts: Iterable[Part], done: Sequence[Appended]) -> int:
     """How many of all rows that tails ever had are in the lists, one after the other."""
+    stops = {appended.base: appended.stop for appended in done}
     up_to = 0
     for tail in (part for part in parts if isinstance(part, Tail)):
-        count = coded[tail.base].count if tail.base in coded else 0
-        up_to = tail.start + count
-        if count < tail.row_count:
+        stop = stops.get(tail.base, 0)
+        up_to = tail.start + stop
+        if stop < tail.row_count:
             break
     return up_to

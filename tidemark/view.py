@@ -598,7 +598,10 @@ class View:
         ids = _Ordered(_Ids(rows, deleted), order)
         for segment in segments:
             if len(found := segment.find(hashes[order], ids)):
-                segment.kill(np.unique(found))
+                dead = np.unique(found)
+                segment.kill(dead)
+                if self.when_killed is not None:
+                    self.when_killed([(segment.base, dead)])
 
 
 def _runs(numbers: NDArray[Any]) -> Iterator[tuple[int, int, int]]:

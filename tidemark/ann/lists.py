@@ -52,7 +52,9 @@ class Memory:
 
     def __init__(self, region: Region, place: Place) -> None:
         self.region, self.place, lists = region, place, place.lists
-        self.words: NDArray[np.int64] = region.take(np.int64, 8)  # coded, version of parameters, dead outliers, changes
+        self.words: NDArray[np.int64] = region.take(
+            np.int64, 8
+        )  # coded, version of parameters, dead outliers, appends, deaths
         self.parameters: NDArray[np.float64] = region.take(np.float64, 2, 8)
         self.sizes: NDArray[np.int64] = region.take(np.int64, lists)
         self.dead: NDArray[np.int64] = region.take(np.int64, lists)
@@ -73,7 +75,7 @@ class Memory:
     @property
     def changes(self) -> int:
         """Changes with the sizes and with the dead; read before them."""
-        return int(self.words[3])
+        return int(self.words[3]) + int(self.words[4])
 
     def read_parameters(self) -> SearchParameters:
         version, found = self._known
@@ -87,7 +89,7 @@ class Memory:
 
 
 class Lists:
-    """The writer's side; one thread writes."""
+    """The writer's side; one thread appends and sets, and one, perhaps another, notes what died."""
 
     def __init__(self, quantizer: "Quantizer", expected: NDArray[np.int64], shared: bool) -> None:
         """`expected` (lists,): how many rows each list is to hold soon."""
@@ -165,7 +167,7 @@ class Lists:
         memory.words[2] += len(lists) - int(np.count_nonzero(inside))
         memory.dead += np.bincount(lists[inside], minlength=len(memory.dead))
         fence()
-        memory.words[3] += 1
+        memory.words[4] += 1  # not that of `append`: it may be another thread's turn
 
     # -- count ---------------------------------------------------------------------------------------------
 

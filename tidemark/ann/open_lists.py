@@ -138,9 +138,10 @@ class OpenLists:
             return self._occupancy
         with self._refreshing:  # or an older number of rows may be stored after a newer one
             changes = self._memory.changes
+            dead = self._memory.dead.copy()  # first: no more than died of those that are counted next
             sizes = self._memory.sizes.copy()
             self._table[:, 0] = sizes
-            self._occupancy, self._seen = Occupancy(sizes, self._memory.dead), changes
+            self._occupancy, self._seen = Occupancy(sizes, dead), changes
             return self._occupancy
 
     def _probe(
