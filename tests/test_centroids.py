@@ -11,6 +11,7 @@ from tests.searching import filled, recall
 from tidemark.ann import centroids, ivf
 from tidemark.ann.centroids import Centroids, Occupancy
 from tidemark.ann.exact import exact_search
+from tidemark.ann.groups import Groups
 from tidemark.ann.open_lists import OpenLists
 from tidemark.ann.parameters import SearchParameters
 from tidemark.ann.quantizer import Quantizer
@@ -39,7 +40,7 @@ def probed(found: Centroids, queries: NDArray[np.float32], parameters: SearchPar
 def test_a_row_goes_to_the_nearest_centroid_or_to_one_almost_as_near(metric: Metric, count: int, offset: float) -> None:
     rows = rows_of(metric, 12_000) + np.float32(offset if metric == "l2" else 0)
     vectors = ivf.train(rows, LISTS, metric, seed=0)
-    given = Centroids(vectors, metric).assign(rows[:count])
+    given = Centroids(vectors, metric, Groups.of(vectors, metric)).assign(rows[:count])
     middle = np.float32(offset if metric == "l2" else 0)  # far from the origin FAISS is not exact
     best, nearest = exact_search(vectors - middle, rows[:count] - middle, 1, metric)
     assert (given == nearest[:, 0]).mean() > 0.9
@@ -51,7 +52,8 @@ def test_a_row_goes_to_the_nearest_centroid_or_to_one_almost_as_near(metric: Met
 
 @pytest.mark.parametrize("metric", ["l2", "ip"])
 def test_a_query_unlike_all_rows_probes_more_lists_and_is_answered_better_for_it(metric: Metric) -> None:
-    rows = rows_of(metric, 20_000, 32)
+    rows = embeddings(20_000, 32, rank=20)
+    rows = rows if metric == "l2" else unit(rows)
     quantizer = Quantizer.train(rows, metric, len(rows), TARGET, seed=1)
     lists, search = filled(quantizer, rows), quantizer.parameters
     strange = np.ascontiguousarray(embeddings(200, 32, seed=7)[:, ::-1])
@@ -94,3 +96,16 @@ def test_the_length_of_a_query_changes_nothing_under_inner_product(length: float
     scaled = found.within(queries * np.float32(length), parameters, full(LISTS))[0]
     assert [len(set(a) & set(b)) >= 0.95 * len(set(a)) for a, b in zip(lists.tolist(), scaled.tolist(), strict=True)]
     assert (scaled >= 0).sum() == pytest.approx((lists >= 0).sum(), rel=0.01)
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+def test_lists_looked_for_in_groups_are_nearly_those_looked_for_among_all(metric: Metric) -> None:
+    rows = rows_of(metric, 40_000)
+    vectors = ivf.train(rows, 2_000, metric, seed=0)
+    queries, parameters = np.ascontiguousarray(rows[::400]), SearchParameters(12, reach=0.15, living=0.002)
+    in_groups, among_all = (
+        Centroids(vectors, metric, groups).within(queries, parameters, full(2_000))[0].tolist()
+        for groups in (Groups.of(vectors, metric), None)
+    )
+    same = [len(set(a) & set(b)) / len(set(b)) for a, b in zip(in_groups, among_all, strict=True)]
+    assert np.mean(same) > 0.95

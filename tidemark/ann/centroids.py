@@ -1,12 +1,12 @@
 """The centroids of inverted lists: which list a row goes into, and which lists a query probes.
 
-To find a row's list both are grouped first: centroids of the groups nearest to the row are compared with it, a
-sixteenth of all of them in a batch of matrix products. Of one row in fourteen that gives the list of a centroid that
-is not the nearest, but almost (`_GROUPS_PROBED`). Knows nothing of codes or of what is in the lists but how many.
+Of many centroids those are compared that are in the groups (`groups.py`) nearest to the row or the query.
+Knows nothing of codes, nor of what is in the lists but how many.
 """
 
 import math
 from functools import cached_property
+from typing import Any
 
 import faiss
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tidemark.ann import ivf
 from tidemark.ann.exact import exact_search
+from tidemark.ann.groups import Groups, Members
 from tidemark.ann.parameters import SearchParameters
 from tidemark.collection import Metric
 
@@ -29,10 +30,9 @@ AMID_DEAD_LIVING, AMID_DEAD_CANDIDATES = 8, 4
 SQUARE_MAX = float(np.finfo(np.float32).max)
 # Lists to probe come in multiples of this, padded with none: FAISS's parameters are made once for each number.
 LISTS_STEP = 16
-# Below it every row is compared with every centroid.
-GROUPED_LISTS_MIN = 256
-# Groups for the square root of so many times the lists, and those of them that a row's list is looked for in.
-_GROUPS_OF, _GROUPS_PROBED = 4, 4
+# With so few lists probed that twice as many are this share of all, they are looked for in the groups nearest to the
+# query that have so many: of the lists of 4,000 that SIFT's queries reach, 1.6 % lie in others.
+NEAR_SHARE = 0.25
 # Rows that are assigned at a time: their copies stay in the caches.
 _BLOCK_ROWS = 4_096
 
@@ -55,8 +55,9 @@ class Occupancy:
 class Centroids:
     """Float32 centroids (lists, dimension), not changed any more; any thread may use them."""
 
-    def __init__(self, vectors: NDArray[np.float32], metric: Metric) -> None:
-        self.vectors, self.metric = vectors, metric
+    def __init__(self, vectors: NDArray[np.float32], metric: Metric, groups: Groups | None = None) -> None:
+        """`groups`: those of the same centroids; there are none of a few."""
+        self.vectors, self.metric, self._groups = vectors, metric, groups
         self.lists, self._dimension = vectors.shape
         self._pointer = faiss.swig_ptr(vectors)
         if metric != "l2":
@@ -65,20 +66,21 @@ class Centroids:
     # -- of rows -------------------------------------------------------------------------------------------
 
     @cached_property
-    def _groups(self) -> "_Groups":
-        return _Groups(self.vectors, self.metric)
+    def _members(self) -> Members:
+        assert self._groups is not None
+        return Members(self._groups, self.vectors, self.metric)
 
     def assign(self, rows: NDArray[np.float32]) -> NDArray[np.int64]:
         """The number of the list (n,) of each row, that of the nearest centroid or of one almost as near."""
         rows = np.ascontiguousarray(rows)
-        if self.lists < GROUPED_LISTS_MIN:
+        if self._groups is None:
             middle = ivf.middle_of(self.vectors, self.metric)
             nearest: NDArray[np.int64] = exact_search(self.vectors - middle, rows - middle, 1, self.metric)[1][:, 0]
             return np.maximum(nearest, 0)  # none where all distances overflow
         assigned = np.empty(len(rows), np.int64)
         for first in range(0, len(rows), _BLOCK_ROWS):
             block = rows[first : first + _BLOCK_ROWS]
-            assigned[first : first + len(block)] = self._groups.assign(block)
+            assigned[first : first + len(block)] = self._members.assign(block)
         return assigned
 
     # -- of queries ----------------------------------------------------------------------------------------
@@ -95,9 +97,20 @@ class Centroids:
             faiss.fvec_L2sqr_ny(*pointers, self._dimension, self.lists)  # type: ignore[attr-defined]
             return found
         faiss.fvec_inner_products_ny(*pointers, self._dimension, self.lists)  # type: ignore[attr-defined]
-        farthest = np.float32(self._square_max + 1)
-        squares: NDArray[np.float32] = np.maximum(farthest - 2 * found, np.float32(0))
+        return self._squares_by(found)
+
+    def _squares_by(self, products: NDArray[np.float32]) -> NDArray[np.float32]:
+        squares: NDArray[np.float32] = np.maximum(np.float32(self._square_max + 1) - 2 * products, np.float32(0))
         return squares
+
+    def _near(self, groups: Groups, query: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The lists of the groups nearest to a query, a share of all lists, and the squared distances to those."""
+        lists = groups.near(query, NEAR_SHARE)
+        found = np.empty(len(lists), np.float32)
+        by_idx: Any = getattr(faiss, "fvec_L2sqr_by_idx" if self.metric == "l2" else "fvec_inner_products_by_idx")
+        pointers = [faiss.swig_ptr(found), faiss.swig_ptr(query), self._pointer, faiss.swig_ptr(lists)]
+        by_idx(*pointers, self._dimension, 1, len(lists))
+        return lists, found if self.metric == "l2" else self._squares_by(found)
 
     def _directed(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
         """Under inner product a query's length changes nothing about what is near: 1 for all, but for zero."""
@@ -122,19 +135,33 @@ class Centroids:
         more candidates are to be ranked, for codes tell them less well apart.
         """
         found, amid_dead = [], False
-        wanted, living = math.ceil(parameters.living * occupancy.living_count), occupancy.living
+        wanted = math.ceil(parameters.living * occupancy.living_count)
+        most = parameters.effort if parameters.reach == 0 else LISTS_MOST * parameters.effort
+        in_groups = occupancy.usual is None and 2 * most <= NEAR_SHARE * self.lists
         for query in self._directed(queries):
-            squares, least = self._squares_of(query), wanted
-            if occupancy.usual is None:
-                lists = self._reached(squares, parameters)
-            else:
-                lists, is_amid = self._reached_alive(squares, parameters, occupancy.usual, occupancy.dying)
-                least *= AMID_DEAD_LIVING if is_amid else 1
-                amid_dead |= is_amid
-            if least and int(living[lists].sum()) < least:
-                lists = _nearest_with(squares, living, least, len(lists))
+            if in_groups and self._groups is not None:
+                near, squares = self._near(self._groups, query)
+                lists = near[self._reached(squares, parameters)]
+                if int(occupancy.living[lists].sum()) >= wanted:
+                    found.append(lists)
+                    continue
+            lists, is_amid = self._within_all(self._squares_of(query), parameters, occupancy, wanted)
+            amid_dead |= is_amid
             found.append(lists)
         return padded(found), amid_dead
+
+    def _within_all(
+        self, squares: NDArray[np.float32], parameters: SearchParameters, occupancy: "Occupancy", wanted: int
+    ) -> tuple[NDArray[np.int64], bool]:
+        """The lists of one query, chosen among all, and whether it is amid the dead."""
+        if occupancy.usual is None:
+            lists, is_amid = self._reached(squares, parameters), False
+        else:
+            lists, is_amid = self._reached_alive(squares, parameters, occupancy.usual, occupancy.dying)
+        wanted *= AMID_DEAD_LIVING if is_amid else 1
+        if wanted and int(occupancy.living[lists].sum()) < wanted:
+            lists = _nearest_with(squares, occupancy.living, wanted, len(lists))
+        return lists, is_amid
 
     def _reached_alive(
         self,
@@ -204,39 +231,3 @@ def _nearest_with(
         enough = int(np.cumsum(living[lists]).searchsorted(wanted)) + 1
         if enough <= count or count == len(squares):
             return lists[: max(least, enough)]
-
-
-class _Groups:
-    """The centroids, group by group, so that many rows are compared with those of a group at once."""
-
-    def __init__(self, vectors: NDArray[np.float32], metric: Metric) -> None:
-        self._metric, self._middle = metric, ivf.middle_of(vectors, metric)
-        vectors = vectors - self._middle
-        count = max(1, math.isqrt(_GROUPS_OF * len(vectors)))
-        self._centres = ivf.k_means(vectors, count, metric, seed=0)
-        self._probed = min(_GROUPS_PROBED, count)
-        group_of = np.maximum(exact_search(self._centres, vectors, 1, metric)[1][:, 0], 0)
-        self._numbers = np.argsort(group_of, kind="stable")
-        self._ends = np.searchsorted(group_of[self._numbers], np.arange(count + 1))
-        self._members = members = vectors[self._numbers]
-        self._halves = np.zeros(len(vectors), np.float32)
-        if metric == "l2":
-            self._halves = np.einsum("ij,ij->i", members, members) / np.float32(2)
-
-    def assign(self, rows: NDArray[np.float32]) -> NDArray[np.int64]:
-        rows = rows - self._middle
-        groups = exact_search(self._centres, rows, self._probed, self._metric)[1]
-        order = np.argsort(groups.astype(np.int16).ravel(), kind="stable")
-        ends = np.searchsorted(groups.ravel()[order], np.arange(len(self._ends)))
-        lines = order // self._probed
-        best, at = np.full(groups.size, -np.inf, np.float32), np.zeros(groups.size, np.int64)
-        with np.errstate(over="ignore", invalid="ignore"):
-            for group in np.flatnonzero((np.diff(ends) > 0) & (np.diff(self._ends) > 0)).tolist():
-                pairs, first, end = order[ends[group] : ends[group + 1]], self._ends[group], self._ends[group + 1]
-                scores = rows[lines[ends[group] : ends[group + 1]]] @ self._members[first:end].T
-                scores -= self._halves[first:end]
-                place = scores.argmax(axis=1)
-                at[pairs], best[pairs] = first + place, scores[np.arange(len(pairs)), place]
-        chosen = best.reshape(groups.shape).argmax(axis=1)
-        assigned: NDArray[np.int64] = self._numbers[at.reshape(groups.shape)[np.arange(len(rows)), chosen]]
-        return assigned

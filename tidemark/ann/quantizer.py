@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tidemark.ann import calibration, ivf, pq
 from tidemark.ann.centroids import Centroids
 from tidemark.ann.exact import faiss_metric
+from tidemark.ann.groups import Groups
 from tidemark.ann.lists import OUTLIER as OUTLIER
 from tidemark.ann.outliers import FAR, Bulk
 from tidemark.ann.parameters import SearchParameters
@@ -53,6 +54,8 @@ class _Head(msgspec.Struct, frozen=True):
     grids: bool  # whether rows are like those for which grids make nearly the same codes as FAISS (`pq.py`)
     bulk_square_max: float
     bulk_centre: bytes
+    group_centres: bytes = b""  # of many centroids (`groups.py`)
+    group_of: bytes = b""
 
 
 class Quantizer:
@@ -64,8 +67,14 @@ class Quantizer:
         self.row_count, self.recall_target = head.row_count, head.recall_target
         self.parameters, self.error = head.parameters, head.error
         self.dimension, self.lists, self.code_bytes = int(index.d), int(index.nlist), int(index.pq.code_size)
-        self.centroids = Centroids(ivf.centroids_of(index), head.metric)
+        self.centroids = Centroids(ivf.centroids_of(index), head.metric, self._groups())
         self._bulk = Bulk(np.frombuffer(head.bulk_centre, "<f4"), head.bulk_square_max)
+
+    def _groups(self) -> Groups | None:
+        if not self._head.group_of:
+            return None
+        centres = np.frombuffer(self._head.group_centres, "<f4").reshape(-1, self.dimension)
+        return Groups(centres, np.frombuffer(self._head.group_of, "<u2"), self.metric)
 
     @classmethod
     def train(
@@ -90,6 +99,7 @@ class Quantizer:
         wanted = nlist or max(16, int(4 * math.sqrt(row_count)))
         index = _trained(inside, metric, max(1, min(wanted, len(inside) // TRAINING_ROWS_PER_CENTROID)), seed)
         encoder = pq.Encoder.for_rows_like(index.pq, inside[: pq.TRAINING_ROWS])
+        groups = Groups.of(ivf.centroids_of(index), metric)
         head = _Head(
             metric=metric,
             row_count=row_count,
@@ -99,6 +109,8 @@ class Quantizer:
             grids=encoder.grid is not None,
             bulk_square_max=float(bulk.square_max),
             bulk_centre=bulk.centre.astype("<f4").tobytes(),
+            group_centres=groups.centres.astype("<f4").tobytes() if groups else b"",
+            group_of=groups.group_of.astype("<u2").tobytes() if groups else b"",
         )
         found = calibration.of_sample(cls(head, index), sample, seed)
         return cls(msgspec.structs.replace(head, parameters=found), index)
