@@ -12,13 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.rows import FLAT, embeddings, rows_of, segment_of
+from tidemark import searcher
 from tidemark.ann.exact import exact_search, exact_search_among
-from tidemark.collection import IndexKind, IndexParameters, Metric
+from tidemark.collection import Collection, IndexKind, IndexParameters, Metric
 from tidemark.errors import CorruptCheckpoint
 from tidemark.manifest import SegmentEntry
+from tidemark.mirror import ViewMirror
 from tidemark.record import hash_ids
 from tidemark.segment import Segment, merged
 from tidemark.segment_files import remove_segment_files, write_segment
+from tidemark.view import View
 
 KINDS: tuple[IndexKind, ...] = ("flat", "hnsw", "ivfpq")
 
@@ -34,16 +37,16 @@ def test_a_segment_is_read_back_as_it_was_written(tmp_path: Path, kind: IndexKin
     rows = rows_of(vectors, first=40)
     entry = write_segment(tmp_path / "s", rows, "l2", small(kind), seed=1)
     segment = Segment(tmp_path / "s", entry, 5, "l2")
-    assert (entry.kind, segment.kind) == ((kind, kind) if count >= 64 else ("flat", "flat"))
-    assert segment.is_built == (segment.kind != "flat")
-    assert (segment.rows, segment.live_count, segment.dead_rows) == (count, count, 0)
+    assert segment.has_graph == (entry.kind == "hnsw") == (kind == "hnsw" and count >= 64)
+    assert (segment.row_count, segment.live_count, segment.dead_rows) == (count, count, 0)
+    assert segment.codes is None and segment.base == -1
     for row in range(count):
         assert segment.id_of(row) == b"id-%d" % (40 + row)
         assert segment.offset_of(row) == 40 + row
         assert segment.timestamp_of(row) == 1_040 + row
         assert segment.metadata_of(row) == (b'{"n":%d}' % (40 + row) if (40 + row) % 3 else None)
         assert segment.vector_of(row).tolist() == vectors[row].tolist()
-        assert segment.is_live(row)
+        assert segment.live.is_live(row)
     assert segment.digests.tolist() == rows.digests.tolist()
 
 
@@ -70,7 +73,7 @@ def test_damage_to_any_file_is_refused(tmp_path: Path, kind: IndexKind, damage: 
     segment = segment_of(tmp_path / "s", embeddings(100, 4), parameters=small(kind))
     segment.kill(np.array([3, 99]))
     segment.save_dead_rows(1, 2)
-    assert len(segment.entry.files) == (4 if kind == "flat" else 5)
+    assert len(segment.entry.files) == (5 if kind == "hnsw" else 4)
     for name in segment.entry.files:
         path = tmp_path / "s" / name
         whole = path.read_bytes()
@@ -137,29 +140,6 @@ def test_a_killed_row_keeps_its_vector_for_a_reader_who_found_it_before(tmp_path
     assert before.tolist() == segment.vector_of(5).tolist() == vectors[5].tolist()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("metric", ["l2", "ip"])
-def test_exact_search_leaves_out_any_number_of_dead_rows(tmp_path: Path, kind: IndexKind, metric: Metric) -> None:
-    vectors = embeddings(2_000, 8)
-    segment = segment_of(tmp_path / "s", vectors, metric, small(kind))
-    scores = ((vectors - vectors[0]) ** 2).sum(axis=1) if metric == "l2" else -(vectors @ vectors[0])
-    order = np.argsort(scores, kind="stable")
-    queries = np.repeat(vectors[:1], 3, axis=0)
-    for first, last in ((0, 1), (1, 50), (50, 1_500), (1_500, 1_993), (1_993, 2_000)):
-        segment.kill(order[first:last])
-        for k in (1, 10, 300, 3_000):
-            for exact in (True, False):
-                _, rows = segment.search(queries, k, 1.0, exact)
-                wanted = order[last : last + k]
-                answered = min(k, len(wanted))
-                assert (rows[:, :answered] >= 0).all()
-                assert (rows[:, answered:] == -1).all()
-                assert not np.isin(rows, order[:last]).any()
-                if exact or answered == 2_000 - last:
-                    found = scores[rows[:, :answered]]
-                    assert found == pytest.approx(np.tile(scores[wanted], (3, 1)), abs=1e-3)
-
-
 def test_an_id_is_found_once_and_only_while_alive(tmp_path: Path) -> None:
     segment = segment_of(tmp_path / "s", embeddings(500, 2))
     ids = [b"id-499", b"nobody", b"id-0", b"id-7", b""]
@@ -173,8 +153,8 @@ def test_an_id_is_found_once_and_only_while_alive(tmp_path: Path) -> None:
 def test_ids_of_equal_hash_are_told_apart(tmp_path: Path, shared: int) -> None:
     segment = segment_of(tmp_path / "s", embeddings(20, 2))
     clash = np.full(20, shared, np.uint64)
-    segment._sorted_hashes = clash
-    segment._sorted_rows = np.arange(20, dtype=np.uint32)
+    segment.sorted_hashes = clash
+    segment.sorted_rows = np.arange(20, dtype=np.uint32)
     ids = [b"id-%d" % number for number in range(0, 25)]
     assert sorted(segment.find(np.full(25, shared, np.uint64), ids)) == list(range(20))
     assert segment.find(np.full(1, shared, np.uint64), [b"nobody"]).tolist() == []
@@ -210,55 +190,6 @@ def test_removing_a_segment_twice_is_fine(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@given(
-    count=st.integers(70, 1_500),
-    dead_share=st.sampled_from([0.0, 0.01, 0.5, 0.9, 0.99, 1.0]),
-    k=st.sampled_from([1, 3, 10, 100, 1_000]),
-    metric=st.sampled_from(["l2", "ip"]),
-    kind=st.sampled_from(KINDS),
-    together=st.booleans(),
-    seed=st.integers(0, 99),
-)
-@settings(max_examples=60)
-def test_exact_searches_find_the_nearest_live_rows_whichever_are_dead(
-    tmp_path_factory: pytest.TempPathFactory,
-    count: int,
-    dead_share: float,
-    k: int,
-    metric: Metric,
-    kind: IndexKind,
-    together: bool,
-    seed: int,
-) -> None:
-    vectors = embeddings(count, 8, seed=seed)
-    segment = segment_of(tmp_path_factory.mktemp("s") / "s", vectors, metric, small(kind))
-    scores = ((vectors - vectors[0]) ** 2).sum(axis=1) if metric == "l2" else -(vectors @ vectors[0])
-    rows = np.argsort(scores) if together else np.random.default_rng(seed).permutation(count)
-    segment.kill(np.sort(rows[: round(count * dead_share)]))
-    live = np.flatnonzero(~segment.dead_mask())
-    wanted = np.sort(scores[live])[:k]
-    _, found = segment.search(vectors[[0, 0]], k, 1.0, exact=True)
-    for line in found:
-        answered = line[line >= 0]
-        assert len(set(answered.tolist())) == len(answered) == len(wanted)
-        assert np.isin(answered, live).all()
-        assert scores[answered] == pytest.approx(wanted, abs=1e-3)
-    if len(live) <= k:
-        assert set(segment.search(vectors[[0]], k, 1.0, exact=False)[1][0].tolist()) - {-1} == set(live.tolist())
-
-
-def test_a_search_of_a_segment_that_is_mostly_dead_costs_its_live_rows(tmp_path: Path) -> None:
-    segment = segment_of(tmp_path / "s", embeddings(2_000, 8), parameters=small("ivfpq"))
-    assert segment.scan_cost == 0
-    segment.kill(np.arange(1_000))
-    assert segment.scan_cost == 1_000
-    segment.kill(np.arange(1_000, 1_995))
-    assert segment.scan_cost == 5
-    flat = segment_of(tmp_path / "flat", embeddings(100, 8))
-    flat.kill(np.arange(90))
-    assert flat.scan_cost == 100
-
-
 @pytest.mark.parametrize("metric", ["l2", "ip"])
 @pytest.mark.parametrize("k", [1, 10, 5_000])
 def test_among_some_rows_no_others_are_compared(metric: Metric, k: int) -> None:
@@ -275,17 +206,60 @@ def test_among_some_rows_no_others_are_compared(metric: Metric, k: int) -> None:
     assert (found == among[wanted]).mean() > 0.99  # but for ties
 
 
-@pytest.mark.parametrize("kind", ["hnsw", "ivfpq"])
-@pytest.mark.parametrize("k", [1, 10, 100])
-def test_rows_beyond_dead_ones_are_found_as_well_as_others(tmp_path: Path, kind: IndexKind, k: int) -> None:
-    """As in pgvector/pgvector#244 and milvus-io/milvus#42951: what is deleted stands in the way of what is left."""
-    vectors = embeddings(12_000, 16)
-    segment = segment_of(tmp_path / "s", vectors, parameters=small(kind))
-    centre = vectors[0]
-    segment.kill(np.sort(np.argsort(((vectors - centre) ** 2).sum(axis=1))[:1_200]))  # so few are not built anew
-    queries = centre + np.random.default_rng(1).normal(scale=0.1, size=(40, 16)).astype(np.float32)
-    nearest, found = (segment.search(queries, k, 1.0, exact)[1] for exact in (True, False))
-    assert (found >= 0).all()
-    shared = [len(set(a.tolist()) & set(b.tolist())) for a, b in zip(found, nearest, strict=True)]
-    assert np.mean(shared) / k > 0.95
-    assert not segment.dead_mask()[found].any()
+def in_view(segment: Segment, metric: Metric) -> tuple[ViewMirror, View]:
+    """The segment as it is searched, with the rows dead that are so now."""
+    collection = Collection(name="c", topic="t", dimension=segment.dimension, metric=metric)
+    view = View(collection, shared=True)
+    view.open(0, [segment], segment.row_count, 0, 0)
+    return ViewMirror(collection, view.place), view
+
+
+@given(
+    count=st.integers(70, 1_500),
+    dead_share=st.sampled_from([0.0, 0.01, 0.5, 0.9, 0.99, 1.0]),
+    k=st.sampled_from([1, 3, 10, 100, 1_000]),
+    metric=st.sampled_from(["l2", "ip"]),
+    kind=st.sampled_from(["flat", "hnsw"]),
+    together=st.booleans(),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=40)
+def test_searches_find_the_nearest_live_rows_whichever_are_dead(
+    tmp_path_factory: pytest.TempPathFactory,
+    count: int,
+    dead_share: float,
+    k: int,
+    metric: Metric,
+    kind: IndexKind,
+    together: bool,
+    seed: int,
+) -> None:
+    vectors = embeddings(count, 8, seed=seed)
+    segment = segment_of(tmp_path_factory.mktemp("s") / "s", vectors, metric, small(kind))
+    scores = ((vectors - vectors[0]) ** 2).sum(axis=1) if metric == "l2" else -(vectors @ vectors[0])
+    rows = np.argsort(scores) if together else np.random.default_rng(seed).permutation(count)
+    segment.kill(np.sort(rows[: round(count * dead_share)]))
+    live = np.flatnonzero(~segment.dead_mask())
+    wanted = np.sort(scores[live])[:k]
+    mirror, _view = in_view(segment, metric)
+    for exact in (True, False):
+        for line in searcher.search(mirror, vectors[[0, 0]], k, exact=exact).hits:
+            answered = [hit.row for hit in line]
+            assert len(set(answered)) == len(answered) == len(wanted)
+            assert np.isin(answered, live).all()
+            if exact or len(live) <= k or kind != "hnsw":
+                assert scores[answered] == pytest.approx(wanted, abs=1e-3)
+
+
+def test_a_segment_taken_into_a_row_space_keeps_its_vectors_there_and_its_dead_rows(tmp_path: Path) -> None:
+    vectors = embeddings(3_000, 8)
+    segment = segment_of(tmp_path / "s", vectors)
+    segment.kill(np.array([0, 2_999]))
+    mirror, _view = in_view(segment, "l2")
+    assert segment.base % 1_024 == 0
+    (theirs,) = mirror.snapshot().segments
+    assert (mirror.vectors[segment.base : segment.base + 3_000] == vectors).all()
+    assert theirs.base == segment.base and theirs.live_count == segment.live_count == 2_998
+    segment.save_dead_rows(1, 1)
+    again = segment.reopened(segment.entry)
+    assert again.is_of(segment.entry) and again.dead_rows == 2

@@ -1,187 +1,173 @@
-"""Rows in memory by codes: as good as the exact scan, and never a row that is dead, passed over or unknown to them."""
+"""Rows in memory: whole before they count, never moved, read the same by another process's side, of any partition."""
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tests.messages import delete, upsert
-from tests.rows import embeddings
-from tidemark import searcher
-from tidemark.ann import index
-from tidemark.collection import Collection, IndexParameters, Metric
-from tidemark.mirror import ViewMirror
-from tidemark.record import decode
-from tidemark.tail import Tail
-from tidemark.view import View
+from tests.messages import message, upsert
+from tidemark.collection import Collection
+from tidemark.live_rows import LiveRows
+from tidemark.record import Batch, decode, hash_ids
+from tidemark.row_space import RowSpace, VectorSpace
+from tidemark.tail import TEXT_BYTES, Tail
 
-DIMENSION, ROWS, K = 32, 6_000, 10
+DIMENSION, CAPACITY = 3, 100
 COLLECTION = Collection(name="c", topic="t", dimension=DIMENSION, metric="l2")
-VECTORS = embeddings(ROWS, DIMENSION)
-QUERIES = VECTORS[::60] + np.float32(0.01)
+SPACE = RowSpace(DIMENSION, shared=True, capacity=2**20)
 
 
-@pytest.fixture(autouse=True)
-def codes_of_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tidemark.view.ENCODED_NUMBERS", 1_024 * DIMENSION)
+def tail_of(capacity: int = CAPACITY, start: int = 0, shared: bool = True) -> Tail:
+    base = SPACE.allocate(capacity)
+    return Tail(DIMENSION, capacity, base, start, SPACE.live(base, capacity), shared)
 
 
-def put(view: View, first: int, vectors: NDArray[np.float32]) -> None:
-    messages = [upsert(first + n, b"id-%d" % (first + n), vector) for n, vector in enumerate(vectors)]
-    view.apply(decode({0: messages}, COLLECTION)[0])
+def batch_of(count: int, partitions: tuple[int, ...] = (0,), first: int = 0, text: bytes = b"") -> Batch:
+    """So many rows of each partition, with ids `<partition>-<number>`; every other one has metadata."""
+    runs = {
+        p: [
+            upsert(n, b"%d-%d" % (p, n), [n, p, 1], b'{"n": %d%s}' % (n, text) if n % 2 else None, partition=p)
+            for n in range(first, first + count)
+        ]
+        for p in partitions
+    }
+    return decode(runs, COLLECTION)[0]
 
 
-def encode(view: View) -> None:
-    if work := view.codes_wanted():
-        work()
+def theirs(tail: Tail) -> Tail:
+    """The same tail, as another process opens it."""
+    return Tail.open(tail.place, DIMENSION, LiveRows(SPACE.bitmap[tail.base // 8 :], tail.capacity))
 
 
-def coded(vectors: NDArray[np.float32] = VECTORS) -> View:
-    view = View(COLLECTION, 0, tail_rows=65_536)
-    put(view, 0, vectors)
-    encode(view)
-    return view
+def test_rows_are_read_as_they_were_appended_by_both_sides() -> None:
+    tail = tail_of()
+    other = theirs(tail)
+    assert (tail.row_count, other.row_count, tail.live.live_count) == (0, 0, 0)
+    assert tail.append(batch_of(10, (2, 5)), 0) == 20
+    for one in (tail, other):
+        assert (one.row_count, one.stop, one.live.live_count) == (20, 20, 20)
+        for row in range(20):
+            p, n = (2, row) if row < 10 else (5, row - 10)
+            assert one.id_of(row) == b"%d-%d" % (p, n)
+            assert (one.partition_of(row), one.offset_of(row), one.timestamp_of(row)) == (p, n, 1_000 + n)
+            assert one.metadata_of(row) == (b'{"n": %d}' % n if n % 2 else None)
+            assert one.vector_of(row).tolist() == [n, p, 1]
+        assert one.rows_of(5).tolist() == list(range(10, 20))
+        assert one.rows_of(5, from_offset=7).tolist() == [17, 18, 19]
+        assert one.rows_of(7).tolist() == []
 
 
-def ids(view: View | ViewMirror, exact: bool) -> list[list[bytes]]:
-    return [[hit.id for hit in hits] for hits in searcher.search([view], QUERIES, K, exact=exact).hits]
+def test_what_has_no_room_is_left_over_for_the_next_tail() -> None:
+    tail, batch = tail_of(capacity=15), batch_of(10)
+    assert tail.append(batch, 0) == 10
+    more = batch_of(10, first=10)
+    assert tail.append(more, 0) == 5
+    assert tail.append(more, 5) == 5
+    after = tail_of(start=tail.stop)
+    assert after.append(more, 5) == 10
+    assert [after.id_of(row) for row in range(5)] == [b"0-%d" % n for n in range(15, 20)]
+    assert (tail.stop, after.start, after.stop) == (15, 15, 20)
 
 
-def recall(view: View | ViewMirror) -> float:
-    found = zip(ids(view, exact=False), ids(view, exact=True), strict=True)
-    return sum(len(set(some) & set(all_)) for some, all_ in found) / (K * len(QUERIES))
+def test_texts_that_have_no_room_are_left_over() -> None:
+    tail, texts = tail_of(4_096, shared=False), TEXT_BYTES // 60_000
+    value = np.zeros(DIMENSION, np.float32).tobytes()
+    metadata = [("metadata", b'{"a": "%s"}' % (b"x" * 59_980))]
+    batch = decode({0: [message(n, b"%d" % n, value, metadata) for n in range(texts + 100)]}, COLLECTION)[0]
+    stop = tail.append(batch, 0)
+    assert texts <= stop < texts + 10
+    assert tail.append(batch, stop) == stop
+    assert tail.row_count == stop
+    assert tail.metadata_of(stop - 1) == metadata[0][1]
 
 
-def test_codes_find_what_the_exact_scan_finds_for_an_eighth_of_its_cost() -> None:
-    view = coded()
-    assert view.searcher.scan_cost == pytest.approx(index.CODES_SCAN_COST * ROWS)
-    assert recall(view) >= 0.95
+def test_rows_that_died_are_found_by_nobody_and_keep_their_vectors() -> None:
+    tail = tail_of()
+    tail.append(batch_of(10, (0, 1)), 0)
+    (hash_,) = hash_ids([b"0-3"])
+    assert list(theirs(tail).find(hash_, b"0-3")) == [3]
+    tail.live.kill(np.array([3, 12]))
+    for one in (tail, theirs(tail)):
+        assert list(one.find(hash_, b"0-3")) == []
+        assert one.rows_of(0).tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+        assert one.rows_of(0, only_live=False).tolist() == list(range(10))
+        assert one.vector_of(3).tolist() == [3, 0, 1]
 
 
-def test_rows_added_after_the_codes_are_found_too() -> None:
-    view = coded(VECTORS[:5_000])
-    put(view, 5_000, VECTORS[5_000:])
-    assert recall(view) >= 0.95
-    hits = searcher.search([view], VECTORS[5_900:5_901], 1).hits[0]
-    assert [hit.id for hit in hits] == [b"id-5900"]
+def test_an_id_of_two_partitions_is_found_in_both() -> None:
+    tail = tail_of()
+    runs = {p: [upsert(0, b"same", [p, 0, 0], partition=p)] for p in (1, 2)}
+    tail.append(decode(runs, COLLECTION)[0], 0)
+    assert list(tail.find(hash_ids([b"same"])[0], b"same")) == [0, 1]
 
 
-def test_more_codes_are_made_of_new_rows_with_the_codebooks_at_hand() -> None:
-    view = coded(VECTORS[:2_000])
-    put(view, 2_000, VECTORS[2_000:])
-    assert view.searcher.scan_cost > 4_000
-    encode(view)
-    assert view.searcher.scan_cost == pytest.approx(index.CODES_SCAN_COST * ROWS)
-    assert recall(view) >= 0.95
+def test_columns_and_batches_of_some_rows_are_those_rows() -> None:
+    tail = tail_of()
+    tail.append(batch_of(10, (0, 1)), 0)
+    for some in (np.arange(20), np.array([1, 3, 18])):
+        columns, batch = tail.columns(some), tail.batch(some)
+        assert columns.ids.to_pylist() == batch.ids == [tail.id_of(row) for row in some.tolist()]
+        assert columns.metadata.to_pylist() == batch.metadata == [tail.metadata_of(row) for row in some.tolist()]
+        for name in ("vectors", "offsets", "timestamps", "digests", "hashes"):
+            assert (getattr(columns, name) == getattr(batch, name)).all()
+            assert (getattr(columns, name) == getattr(tail, name)[some]).all()
+        assert batch.partitions.tolist() == [tail.partition_of(row) for row in some.tolist()]
+        assert not batch.deleted_ids and not batch.positions
 
 
-def test_a_row_that_died_before_or_after_its_code_was_made_is_not_answered() -> None:
-    view = coded(VECTORS[:3_000])
-    gone = [b"id-%d" % row for row in range(0, 3_000, 3)]
-    view.apply(decode({0: [delete(3_000 + n, id_) for n, id_ in enumerate(gone)]}, COLLECTION)[0])
-    put(view, 4_000, VECTORS[3_000:])
-    encode(view)
-    assert not {id_ for hits in ids(view, exact=False) for id_ in hits} & set(gone)
-    assert recall(view) >= 0.95
+def test_what_is_appended_again_from_a_batch_of_rows_is_the_same() -> None:
+    tail, newer = tail_of(), tail_of()
+    tail.append(batch_of(20, (0, 1)), 0)
+    some = np.array([0, 5, 21, 39])
+    newer.append(tail.batch(some), 0)
+    for row, before in enumerate(some.tolist()):
+        for name in ("id_of", "partition_of", "offset_of", "timestamp_of", "metadata_of"):
+            assert getattr(newer, name)(row) == getattr(tail, name)(before)
+    assert (newer.vectors[:4] == tail.vectors[some]).all() and (newer.digests[:4] == tail.digests[some]).all()
 
 
-def test_rows_passed_over_are_not_answered_although_they_have_codes() -> None:
-    view = coded()
-    view.follow([], 4_000, -1, 0)
-    assert view.live_rows == ROWS - 4_000
-    answered = {int(id_[3:]) for hits in ids(view, exact=False) for id_ in hits}
-    assert answered
-    assert min(answered) >= 4_000
+def test_vectors_lie_at_their_row_numbers_in_another_process_s_space() -> None:
+    tail, vectors = tail_of(), VectorSpace(DIMENSION, SPACE.capacity)
+    other = theirs(tail)
+    other.map_in(vectors)
+    tail.append(batch_of(10), 0)
+    assert (vectors.vectors[tail.base : tail.base + 10] == tail.vectors[:10]).all()
+    assert not vectors.vectors[tail.base + 10 : tail.base + CAPACITY].any()
 
 
-def test_another_process_searches_by_the_codes_where_they_were_made() -> None:
-    view = View(COLLECTION, 0, tail_rows=8_192, shared=True)
-    mirror = ViewMirror(COLLECTION, view.place)
-    put(view, 0, VECTORS)
-    assert mirror.searcher.scan_cost == ROWS
-    encode(view)
-    assert mirror.searcher.scan_cost == pytest.approx(index.CODES_SCAN_COST * ROWS)
-    assert recall(mirror) >= 0.95
-    view.follow([], 4_000, -1, 0)
-    assert mirror.live_rows == ROWS - 4_000
-    assert recall(mirror) >= 0.95
+def test_the_memory_of_rows_is_counted_with_their_texts() -> None:
+    tail = tail_of()
+    tail.append(batch_of(10, text=b" " * 50), 0)
+    sizes = tail.row_bytes(10)
+    for row in range(10):
+        texts = len(tail.id_of(row)) + len(tail.metadata_of(row) or b"")
+        assert sizes[row] - texts == sizes[0] - len(tail.id_of(0)) >= 4 * DIMENSION
+    for first, stop in ((0, 10), (0, 0), (3, 7)):
+        assert tail.bytes_between(first, stop) == sizes[first:stop].sum()
 
 
-def test_rows_too_many_for_codes_to_tell_apart_are_searched_exactly() -> None:
-    collection = Collection(name="c", topic="t", dimension=2, metric="l2")
-    vectors = np.random.default_rng(0).normal(size=(40_000, 2)).astype(np.float32)
-    view = View(collection, 0, tail_rows=65_536)
-    view.apply(decode({0: [upsert(n, b"%d" % n, vector) for n, vector in enumerate(vectors)]}, collection)[0])
-    for _ in range(10):
-        encode(view)
-    assert view.searcher.scan_cost > len(vectors) / 4
-    assert searcher.search([view], vectors[7:8], 1).hits[0][0].id == b"7"
+def test_a_tail_whose_owner_is_gone_cannot_be_opened() -> None:
+    tail = tail_of()
+    place, live = tail.place, tail.live
+    del tail
+    with pytest.raises(FileNotFoundError):
+        Tail.open(place, DIMENSION, live)
 
 
-def test_a_collection_without_an_index_makes_no_codes() -> None:
-    collection = Collection(name="c", topic="t", dimension=DIMENSION, metric="l2", index=IndexParameters(kind="flat"))
-    view = View(collection, 0, tail_rows=8_192)
-    view.apply(decode({0: [upsert(n, b"%d" % n, vector) for n, vector in enumerate(VECTORS)]}, collection)[0])
-    encode(view)
-    assert view.searcher.scan_cost == ROWS
-
-
-def test_a_tail_whose_codes_are_full_holds_them_all() -> None:
-    tail_rows = 2_048
-    view = View(COLLECTION, 0, tail_rows=tail_rows)
-    put(view, 0, VECTORS[: 2 * tail_rows])
-    for _ in range(2):
-        encode(view)
-    assert all(
-        isinstance(tail, Tail) and tail.scan_cost == pytest.approx(index.CODES_SCAN_COST * tail_rows)
-        for tail in view.searcher.tails
-    )
-    assert recall(view) >= 0.95
-
-
-def test_rows_unlike_those_the_codes_were_trained_on_get_another_tail(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tidemark.view.DRIFTED_ROWS_MIN", 4_000)
-    view = coded(VECTORS[:2_000])
-    other = embeddings(4_000, DIMENSION, seed=9) * np.float32(20)
-    put(view, 2_000, other[:1_500])
-    encode(view)
-    assert view.searcher.tails[0].has_drifted
-    put(view, 3_500, other[1_500:])
-    encode(view)
-    assert [tail.rows for tail in view.searcher.tails] == [6_000, 0]
-    more = other + np.float32(1)
-    put(view, 6_000, more)
-    encode(view)
-    assert view.searcher.tails[1].scan_cost == pytest.approx(index.CODES_SCAN_COST * len(other))
-    hits = searcher.search([view], more[::50], 1).hits
-    assert [hit.id for (hit,) in hits] == [b"id-%d" % (6_000 + row) for row in range(0, len(more), 50)]
-
-
-@pytest.mark.parametrize("dimension", [1, 3, 6, 17, 48])
-@pytest.mark.parametrize("metric", ["l2", "cosine", "ip"])
-def test_rows_coded_bit_by_bit_and_passed_over_are_searched_like_an_exact_scan(dimension: int, metric: Metric) -> None:
-    collection = Collection(name="c", topic="t", dimension=dimension, metric=metric)
-    vectors = embeddings(5_000, dimension, rank=min(8, dimension))
-    view = View(collection, 0, tail_rows=8_192, shared=True)
-    mirror = ViewMirror(collection, view.place)
-    first = 0
-    for stop in (2_100, 3_150, 4_190, 5_000):
-        messages = [upsert(n, b"%d" % n, vectors[n]) for n in range(first, stop)]
-        view.apply(decode({0: messages}, collection)[0])
-        encode(view)
-        first = stop
-    view.follow([], 1_900, -1, 0)
-    queries = searcher.prepare_queries(vectors[2_000::150], collection)
-    exact, found = (searcher.search([mirror], queries, K, exact=exact).hits for exact in (True, False))
-    assert min(int(hit.id) for hits in found for hit in hits) >= 1_900
-    same = sum(len({hit.id for hit in a} & {hit.id for hit in b}) for a, b in zip(exact, found, strict=True))
-    assert same >= 0.9 * K * len(queries)
-
-
-@pytest.mark.parametrize("left", [3, 40])
-def test_of_a_tail_with_codes_whose_rows_are_nearly_all_dead_those_that_live_are_found(left: int) -> None:
-    view = coded()
-    kept = {b"id-%d" % row for row in range(0, ROWS, ROWS // left)}
-    gone = [id_ for row in range(ROWS) if (id_ := b"id-%d" % row) not in kept]
-    view.apply(decode({0: [delete(ROWS + n, id_) for n, id_ in enumerate(gone)]}, COLLECTION)[0])
-    assert ids(view, exact=False) == ids(view, exact=True)
-    assert all(len(hits) == min(K, left) for hits in ids(view, exact=False))
+@given(st.lists(st.tuples(st.integers(1, 12), st.integers(0, 3)), max_size=12), st.integers(1, 40))
+def test_any_batches_fill_tails_one_after_the_other(batches: list[tuple[int, int]], capacity: int) -> None:
+    tails, expected = [tail_of(capacity, shared=False)], list[tuple[int, bytes]]()
+    for number, (count, p) in enumerate(batches):
+        batch, done = batch_of(count, (p,), first=100 * number), 0
+        expected += [(p, id_) for id_ in batch.ids]
+        while done < count:
+            done = tails[-1].append(batch, done)
+            if done < count:
+                tails.append(tail_of(capacity, tails[-1].stop, shared=False))
+    found = [(tail.partition_of(row), tail.id_of(row)) for tail in tails for row in range(tail.row_count)]
+    assert found == expected
+    assert all(tail.row_count == capacity for tail in tails[:-1])
+    for tail in tails:
+        assert tail.live.live_count == tail.row_count
+        SPACE.free(tail.base)
+    SPACE.reclaim(before=float("inf"))
