@@ -53,13 +53,15 @@ class Problem:
 class Snapshot:
     """The parts of a view as of one structure; never changed. What it holds stays mapped as long as it is held.
 
-    `parts` are in the order of `bases`, their first rows' numbers. `unindexed`: segments that are in no lists.
+    `parts` are in the order of `bases`, their first rows' numbers. `graphs`: segments that have one.
+    `unindexed`: those that have none and are in no lists.
     """
 
     parts: tuple[Part, ...]
     bases: list[int]
     segments: tuple[Segment, ...]
     tails: tuple[Tail, ...]
+    graphs: tuple[Segment, ...]
     unindexed: tuple[Segment, ...]
     partitions: NDArray[np.int64]
     index: OpenLists | None
@@ -74,7 +76,7 @@ class Snapshot:
         return (part, row) if row < (part.row_count if isinstance(part, Segment) else part.capacity) else None
 
 
-EMPTY = Snapshot((), [], (), (), (), np.empty(0, np.int64), None)
+EMPTY = Snapshot((), [], (), (), (), (), np.empty(0, np.int64), None)
 
 
 class ViewMirror:
@@ -189,6 +191,7 @@ class ViewMirror:
             bases=bases,
             segments=tuple(segments.values()),
             tails=tuple(tails.values()),
+            graphs=tuple(segment for segment in segments.values() if segment.has_graph),
             unindexed=unindexed,
             partitions=np.array(structure.partitions, np.int64),
             index=index,

@@ -121,10 +121,9 @@ def _search(
     if before.index is not None:
         coded = before.index.coded
         numbers = before.index.candidates(queries, k, alive or view.alive, effort)
-    for segment in before.segments:
-        if segment.has_graph:
-            distances, rows = segment.graph.search(segment.vectors, queries, k, segment.live, effort)
-            found.append(Found(distances, np.where(rows < 0, -1, rows + segment.base)))
+    for segment in before.graphs:
+        distances, rows = segment.graph.search(segment.vectors, queries, k, segment.live, effort)
+        found.append(Found(distances, np.where(rows < 0, -1, rows + segment.base)))
     unindexed = [segment for segment in before.unindexed if segment.row_count > RANKED_MAX]
     found += [_scan(segment, segment.live.numbers(), queries, k, view) for segment in unindexed]
     few = [s.base + s.live.numbers() for s in before.unindexed if s.row_count <= RANKED_MAX]
@@ -141,11 +140,12 @@ def _newest(view: ViewMirror, coded: int) -> tuple[Snapshot, NDArray[np.int64]]:
     """The numbers of the living rows of the tails that are in no lists yet, and the snapshot with those tails."""
     while True:
         kills, snapshot = view.kills, view.snapshot()
-        rows = [
-            np.arange(tail.base + max(0, coded - tail.start), tail.base + tail.row_count)
-            for tail in snapshot.tails
-            if tail.stop > coded
-        ]
+        rows = []
+        for tail in reversed(snapshot.tails):  # each begins where the one before it ends
+            stop = tail.row_count
+            if tail.start + stop <= coded:
+                break
+            rows.append(np.arange(tail.base + max(0, coded - tail.start), tail.base + stop))
         numbers = np.concatenate(rows) if rows else np.empty(0, np.int64)
         numbers = numbers[view.live.are_live(numbers)]
         if view.kills == kills:
