@@ -32,12 +32,12 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def promote(settings: Settings, collection: str, name: str) -> None:
-    _check_generation(settings, collection, name)
+    check_generation(settings, collection, name)
     generation.promote(settings.checkpoint_root, collection, name)
 
 
 def drop(settings: Settings, collection: str, name: str) -> None:
-    _check_generation(settings, collection, name)
+    check_generation(settings, collection, name)
     if generation.current(settings.checkpoint_root, collection) == name:
         raise NotFound(f"generation {name!r} of {collection!r} is served: promote another one first")
     generation.drop(settings.checkpoint_root, collection, name)
@@ -50,7 +50,8 @@ def check_collection(settings: Settings, collection: str) -> None:
         raise NotFound(f"no collection {collection!r} is configured; there are: {known}")
 
 
-def _check_generation(settings: Settings, collection: str, name: str) -> None:
+def check_generation(settings: Settings, collection: str, name: str) -> None:
+    """Raises NotFound with the names that there are."""
     check_collection(settings, collection)
     known = generation.names(settings.checkpoint_root, collection)
     if name not in known:

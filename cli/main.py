@@ -266,5 +266,23 @@ def list_generations(collection: Collection, config: Config = None, as_json: AsJ
         generations.show(rows)
 
 
+@app.command()
+def export(
+    collection: Collection,
+    directory: Annotated[Path, typer.Argument(help="A directory that does not exist yet.")],
+    generation: Annotated[str | None, typer.Option(help="Such as g000001; default: the one served.")] = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the newest checkpoints as a FAISS index and a Parquet file, for programs that know nothing of Tidemark.
+
+    Example: tidemark export docs docs-export
+    """
+    from cli import export, run_files
+
+    made = export.export(run_files.settings(config), collection, directory, generation)
+    export.show(made, directory, as_json)
+
+
 if __name__ == "__main__":
     main()

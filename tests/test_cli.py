@@ -78,7 +78,7 @@ def test_each_command_has_help_with_an_example_that_starts_with_it(command: str,
 
 
 def test_the_commands_are_those_of_the_contract() -> None:
-    contract = "up sample consumer api produce search lag doctor replay promote generations drop healthcheck"
+    contract = "up sample consumer api produce search lag doctor replay promote generations drop export healthcheck"
     assert sorted(contract.split()) == COMMANDS
 
 
