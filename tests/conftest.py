@@ -1,5 +1,6 @@
 """Fixtures: one real broker for each process of a run, and a deployment per test."""
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -27,9 +28,21 @@ def _one_thread_per_search() -> None:
     use_one_thread_per_search()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def named_broker() -> Iterator[str | None]:
+    """KAFKA_BOOTSTRAP_SERVERS, taken out of the environment: there it would go before what each test sets."""
+    with pytest.MonkeyPatch.context() as environment:
+        named = os.environ.get("KAFKA_BOOTSTRAP_SERVERS")
+        environment.delenv("KAFKA_BOOTSTRAP_SERVERS", raising=False)
+        yield named
+
+
 @pytest.fixture(scope="session")
-def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def kafka(named_broker: str | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Bootstrap servers of a real Kafka."""
+    if named_broker:
+        yield named_broker
+        return
     with open_broker(tmp_path_factory.mktemp("kafka"), fast_start=True) as broker:
         yield broker.bootstrap_servers
 

@@ -113,13 +113,13 @@ def test_what_waits_behind_an_open_transaction_is_counted_and_named_until_it_end
 
 
 def test_a_long_open_transaction_is_no_backlog_that_keeps_builds_from_being_made(deploy: MakeDeployment) -> None:
-    deployed = deploy()
+    deployed = deploy(**{"collections.docs.index": {"kind": "hnsw", "ann_rows_min": 512}})
     deployed.produce(_upserts(1_000))
     writer = Transactions(deployed)
     row = b"\0" * 4 * DIMENSION
     writer.begin((b"open-%d" % number, row) for number in range(BACKLOG_OFFSETS + 1_000))
     consumer = deployed.start("consumer")
-    wait_until(lambda: "built ivfpq" in consumer.text, 40, consumer.text[-2000:])
+    wait_until(lambda: "built hnsw" in consumer.text, 40, consumer.text[-2000:])
     assert deployed.manifest_position(0) == 1_000
     writer.abort()
     deployed.wait_until_checkpointed()
