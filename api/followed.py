@@ -388,7 +388,7 @@ class Followed:
         number, applied = self.number, self.applied
         kept = applied.tail_rows + applied.kept_deletes
         self._memory.note(number, applied.tail_bytes, applied.tail_rows)
-        if self.reading and (kept > self._rows_max or self._memory.is_short(number)):
+        if self.reading and (self._memory.is_short(number) or kept > self._rows_max):
             self.stop_reading(log)
             self.held = True
             logger.warning("%s: %s", self.name, self.waiting)

@@ -59,6 +59,8 @@ STALL_S = 60.0
 SETTLED_S_MAX = 60.0
 # While the index takes all the memory that it may, so many rows beyond it are compared by every search, and no more.
 UNBUILT_ROWS_MAX = 131_072
+# With a bound of so many rows it does not matter that some come between two looks at all partitions.
+ROOMY_ROWS = 500_000
 
 
 class Follower:
@@ -234,8 +236,9 @@ class Follower:
                 stopped[followed] = error
         if runs:
             self._apply(runs)
-        for partition in fetched.messages:
-            self._by_name[partition].hold_back(log)
+        if not self._memory.is_roomy or self._settings.api.tail_rows_max < ROOMY_ROWS:
+            for partition in fetched.messages:  # else it is enough that all of them are looked at now and then
+                self._by_name[partition].hold_back(log)
         for partition, end in fetched.ends.items():
             try:
                 self._by_name[partition].advance(end)

@@ -1,8 +1,9 @@
 """How long a record took to become searchable, counted as it is applied; read by the metrics.
 
 From the record's timestamp (which a producer's clock may falsify: clamped at 0), and from the fetch that brought
-it, to the moment it was applied. Two observations per batch, its oldest and its newest record, so a busy log
-costs no more. Records that are only caught up with are not counted: their age says nothing about us.
+it, to the moment it was applied. Two observations per batch, its oldest and its newest record (one where they are of
+the same millisecond), so a busy log costs no more. Records that are only caught up with are not counted: their age
+says nothing about us.
 """
 
 from bisect import bisect_left
@@ -35,4 +36,5 @@ class Freshness:
         """A batch is searchable `now`; like `fetched_at` in seconds of the wall clock."""
         self.fetched.observe(now - fetched_at)
         self.visible.observe(now - oldest_ms / 1000)
-        self.visible.observe(now - newest_ms / 1000)
+        if newest_ms != oldest_ms:
+            self.visible.observe(now - newest_ms / 1000)

@@ -1,12 +1,12 @@
 """Work of a thread's loop that is done now and then, and seldomer when it takes long.
 
-Each kind of work takes a hundredth of the thread's time at most, however many partitions it has to look at.
+Each kind of work takes three thousandths of the thread's time at most, however many partitions it has to look at.
 """
 
 import time
 from collections.abc import Callable
 
-SHARE_MAX = 0.01
+SHARE_MAX = 0.003
 # What took so long that it would not be done again for longer than this is done again after this.
 INTERVAL_S_MAX = 2.0
 

@@ -75,6 +75,7 @@ class Openings:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="open-segments")
         self._looking: Future[Found] | None = None
         self._newest: dict[int, int] = {}
+        self._under_way: tuple[Followed, ...] = ()  # being loaded, or announced
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -126,6 +127,7 @@ class Openings:
         # A lower one: the directory was restored or begun again.
         if not waits and (not followed.opened or newest not in (0, followed.version)):
             followed.opening = self._pool.submit(followed.load, may_grow=self._memory.full is None)
+            self._under_way += (followed,)
 
     # -- quantizers ----------------------------------------------------------------------------------------
 
@@ -146,12 +148,14 @@ class Openings:
 
     def take_opened(self, log: Log, facts: TopicFacts | None) -> None:
         """Announce what was opened, and take over what was announced long enough."""
-        for followed in self.partitions:
+        for followed in self._under_way:
             if followed.announced is not None:
                 if self._is_ready(followed.announced):
                     self._take_announced(followed, followed.announced, log)
             elif followed.opening is not None and followed.opening.done():
                 self._take_opened(followed, log, facts)
+        if self._under_way:
+            self._under_way = tuple(f for f in self._under_way if f.opening or f.announced)
 
     def _take_opened(self, followed: Followed, log: Log, facts: TopicFacts | None) -> None:
         assert followed.opening is not None
@@ -180,7 +184,7 @@ class Openings:
 
     def _tell_coming(self) -> None:
         coming: list[Segment] = []
-        for followed in self.partitions:
+        for followed in self._under_way:
             coming += followed.announced.coming if followed.announced else ()
         self._view.announce(coming)
         self._index.want(coming)

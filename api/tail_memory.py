@@ -13,6 +13,8 @@ RESUME_SHARE = 0.8
 # Rows that stay in tails although checkpoints have them, of all partitions: a segment of few rows costs a take-over
 # that its rows, which are in the lists already, do not need. So many of 128-d take 75 MB.
 KEPT_ROWS_MAX = 131_072
+# So much does not come between two looks at all partitions.
+ROOMY_BYTES = 512 * 2**20
 
 
 class TailMemory:
@@ -26,27 +28,30 @@ class TailMemory:
         self.full: str | None = None
         self._taken: dict[int, tuple[int, int]] = {}
         self._total = self._row_count = 0
+        self._limit = HELD_OVER_LEFT * bytes_max
 
     def note(self, partition: int, taken: int, row_count: int = 0) -> None:
         before, rows_before = self._taken.get(partition, (0, 0))
         self._total += taken - before
         self._row_count += row_count - rows_before
         self._taken[partition] = taken, row_count
+        self._limit = max(0, HELD_OVER_LEFT * (self.bytes_max - self._total))
 
     def taken(self, partition: int) -> int:
         return self._taken.get(partition, (0, 0))[0]
 
+    @property
+    def is_roomy(self) -> bool:
+        """Whether what comes in the next fraction of a second will not be too much."""
+        return self.bytes_max - self._total > ROOMY_BYTES
+
     def is_short(self, partition: int) -> bool:
         """Whether the partition has to wait; when nothing is `full`, never when it has taken nothing."""
-        return self.full is not None or self.taken(partition) > self._limit
+        return self.full is not None or self._taken.get(partition, (0, 0))[0] > self._limit
 
     def has_room(self, partition: int) -> bool:
         """Whether a partition that waited may go on."""
         return self.full is None and self.taken(partition) <= RESUME_SHARE * self._limit
-
-    @property
-    def _limit(self) -> int:
-        return max(0, HELD_OVER_LEFT * (self.bytes_max - self._total))
 
     @property
     def kept_bytes_max(self) -> int:

@@ -47,6 +47,20 @@ def assert_error(answer: httpx.Response, status: int) -> dict[str, str]:
     return error
 
 
+def lag_at_rest(client: httpx.Client) -> dict[str, Any]:
+    """The lag when nothing is on its way any more: other tests write too, and do not wait."""
+    seen: list[dict[str, Any]] = []
+
+    def rests() -> bool:
+        time.sleep(0.2)
+        seen.append(client.get("/collections/docs/lag").json())
+        ends = [[p["log_end_offset"] for p in lag["partitions"]] for lag in seen[-3:]]
+        return len(ends) == 3 and ends[0] == ends[2] and seen[-1]["offset_lag"] == 0
+
+    eventually(rests)
+    return seen[-1]
+
+
 def test_a_write_is_found_by_a_search_from_its_positions(client: httpx.Client) -> None:
     vector = rows(1, seed=1)[0].tolist()
     positions = write(client, upserts=[{"id": "first", "vector": vector, "metadata": {"n": 1}}])
@@ -216,11 +230,11 @@ def test_a_bad_write_gets_a_reason(client: httpx.Client, name: str) -> None:
 
 
 def test_a_write_with_one_bad_item_names_it_and_writes_nothing(client: httpx.Client) -> None:
-    before = client.get("/collections/docs/lag").json()
+    before = lag_at_rest(client)
     body = {"upserts": [{"id": "good", "vector": GOOD}, {"id": "bad", "vector": GOOD[1:]}]}
     assert "1" in assert_error(client.post(VECTORS, json=body), 422)["message"]
     write(client, deletes=["nothing-written"])
-    after = client.get("/collections/docs/lag").json()
+    after = lag_at_rest(client)
     ends = [sum(p["log_end_offset"] for p in lag["partitions"]) for lag in (before, after)]
     assert ends[1] - ends[0] <= 1
 
@@ -295,9 +309,7 @@ def test_a_client_that_goes_away_in_the_middle_of_a_body_is_counted_as_499(clien
 def test_the_lag_is_known_and_zero_when_caught_up(client: httpx.Client) -> None:
     positions = write(client, upserts=[{"id": "lag", "vector": GOOD}])
     client.post(SEARCH, json={"vector": GOOD, "min_positions": positions})
-    # Other tests write too, and do not wait: what they wrote may be on its way.
-    eventually(lambda: client.get("/collections/docs/lag").json()["offset_lag"] == 0)
-    lag = client.get("/collections/docs/lag").json()
+    lag = lag_at_rest(client)
     assert lag["time_lag_ms"] == 0
     assert {p["partition"] for p in lag["partitions"]} == {0, 1}
     for partition in lag["partitions"]:
