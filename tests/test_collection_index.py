@@ -477,6 +477,22 @@ def test_codes_beside_a_segment_are_read_when_they_are_of_the_version_used(
         assert made.recall(QUERIES) >= 0.95
 
 
+def test_codes_whose_file_is_gone_are_made_anew(tmp_path: Path) -> None:
+    made = Replica()
+    leader = opened(made.collection)
+    apply(leader, [upsert(n, b"id-%d" % n, vector) for n, vector in enumerate(VECTORS[:500])])
+    rows = leader.unsaved_rows(0)
+    assert rows is not None
+    entry = write_segment(tmp_path / "s", rows, "l2", FLAT, 1, Versioned(1, QUANTIZER))
+    assert entry.codes_file is not None
+    made.view.open(0, [Segment(tmp_path / "s", entry, DIMENSION, "l2")], 500, 0, 0)
+    (tmp_path / "s" / entry.codes_file).unlink()
+    made.index.offer(1, QUANTIZER)
+    codes_made(made.index)
+    assert made.index.lists is not None and made.index.lists.entries == 500
+    assert made.recall(QUERIES) >= 0.95
+
+
 @pytest.mark.parametrize("kind", ["flat", "hnsw"])
 def test_collections_of_other_kinds_have_no_lists(kind: IndexKind) -> None:
     made = Replica(collection_of(kind=kind), own_quantizer_after_s=0)

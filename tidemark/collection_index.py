@@ -30,6 +30,7 @@ from tidemark.ann.open_lists import OpenLists
 from tidemark.ann.parameters import CALIBRATION_K
 from tidemark.ann.quantizer import OUTLIER, ROWS_LEAST, Quantizer
 from tidemark.collection import Metric
+from tidemark.errors import CorruptCheckpoint, StoreUnavailable
 from tidemark.live_rows import LiveRows
 from tidemark.mirror import ViewMirror
 from tidemark.segment import Segment
@@ -468,13 +469,21 @@ def _codes_of(part: Part, used: Used) -> tuple[Coded, bool]:
     """
     quantizer = used.quantizer
     if isinstance(part, Segment) and part.entry.quantizer == used.version and not used.own:
-        written = part.codes
+        written = _written_beside(part)
         if written is not None and written[1].shape[1] == quantizer.code_bytes:
             return Coded(part, *written, part.row_count), _is_like(quantizer, part.entry.error, written[0])
     coded = _room_for(part, quantizer)
     coded.count = part.row_count
     error = _encode(coded, 0, coded.count, quantizer)
     return coded, _is_like(quantizer, error, coded.lists[: coded.count])
+
+
+def _written_beside(segment: Segment) -> tuple[NDArray[np.uint32], NDArray[np.uint8]] | None:
+    """The codes beside a segment; None when they are gone, because a newer manifest names newer ones."""
+    try:
+        return segment.codes
+    except (CorruptCheckpoint, StoreUnavailable):
+        return None
 
 
 def _encode(coded: Coded, first: int, stop: int, quantizer: Quantizer) -> float:
