@@ -102,21 +102,22 @@ def search_path(data: sift.Sift, replica: Replica) -> dict[str, float]:
     lists = snapshot.index
     assert lists is not None
     numbers = lists.candidates(queries, K, alive, 1.0)
-    newest = searcher._newest(mirror, lists.coded)[1]
+    newest = searcher.newest(mirror, lists.coded)[1]
     ranked = np.concatenate([numbers, np.broadcast_to(newest, (len(queries), len(newest)))], axis=1)
     found = [searcher.Found(rank(mirror.vectors, queries, ranked, metric), ranked)]
+    looked = searcher.Looked(snapshot, found, searcher.Plan("index"))
 
     def one(values: NDArray[Any], number: int) -> Any:
         return values[number % len(values)][None]
 
     def nearest(number: int) -> Any:
-        return searcher._nearest(snapshot, found, number % len(queries), K, COLLECTION)
+        return searcher._nearest(looked, number % len(queries), K, COLLECTION)
 
     return {
         f"lists of {replica.row_count + NEW:,} rows: candidates": median_us(
             lambda n: lists.candidates(one(queries, n), K, alive, 1.0)
         ),
-        f"the newest {len(newest):,} rows": median_us(lambda n: searcher._newest(mirror, lists.coded)),
+        f"the newest {len(newest):,} rows": median_us(lambda n: searcher.newest(mirror, lists.coded)),
         f"exact ranks of {ranked.shape[1]:,} rows": median_us(
             lambda n: rank(mirror.vectors, one(queries, n), one(ranked, n), metric)
         ),

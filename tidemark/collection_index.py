@@ -447,7 +447,7 @@ def _held_out(mirror: ViewMirror, count: int) -> calibration.HeldOut | None:
         return None
     own = np.sort(rng.choice(living, min(count, len(living)), replace=False))
     queries = np.ascontiguousarray(mirror.vectors[own])
-    _, found = searcher.scan_all(mirror, queries, CALIBRATION_K + 1)
+    found = searcher.scan_all(mirror, queries, CALIBRATION_K + 1).found
     numbers = np.concatenate([part.numbers for part in found], axis=1)
     distances = np.concatenate([part.distances for part in found], axis=1)
     distances = distances if mirror.collection.metric == "l2" else -distances

@@ -26,6 +26,7 @@ from tidemark.caught_up import now_ms
 from tidemark.collection import Collection
 from tidemark.errors import CorruptCheckpoint, StoreUnavailable
 from tidemark.live_rows import LiveRows
+from tidemark.matching import Matchings
 from tidemark.row_space import VectorSpace
 from tidemark.segment import Segment
 from tidemark.shared_memory import Document, Region, fence
@@ -96,6 +97,7 @@ class ViewMirror:
         self.alive = Alive(self.bitmap)
         self._space = VectorSpace(collection.dimension, place.capacity)
         self.vectors = self._space.vectors
+        self.matchings = Matchings()
         self._version = 0
         self._segments: dict[tuple[int, str], Segment] = {}
         self._tails: dict[TailPlace, Tail] = {}

@@ -7,18 +7,20 @@ has its newer version among the newest rows by the time these are looked at. Whe
 addresses. The positions reported were read first: everything before them is reflected, something after them may be.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from operator import attrgetter
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tidemark.ann.exact import exact_search, exact_search_among, public_distance, rank
-from tidemark.ann.open_lists import Alive
 from tidemark.collection import Collection
 from tidemark.errors import BadQuery
+from tidemark.live_rows import LiveRows
 from tidemark.mirror import Part, Snapshot, ViewMirror
 from tidemark.record import SQUARED_NORM_MAX, hash_ids
+from tidemark.segment import Segment
 from tidemark.tail import Tail
 
 K_MAX = 1_000
@@ -54,11 +56,19 @@ class Hit(NamedTuple):
         return self.part.timestamp_of(self.row)
 
 
+class Plan(NamedTuple):
+    """How a search was made: by the `index` or `exact`; among so many rows that match, None without a filter."""
+
+    kind: Literal["index", "exact"]
+    matches: int | None = None
+
+
 class Answer(NamedTuple):
     """Hits per query, nearest first, and the positions they reflect per partition."""
 
     hits: list[list[Hit]]
     positions: dict[int, int]
+    plan: Plan
 
 
 class Found(NamedTuple):
@@ -66,6 +76,14 @@ class Found(NamedTuple):
 
     distances: NDArray[np.float32]
     numbers: NDArray[np.int64]
+
+
+class Looked(NamedTuple):
+    """What a search found, in which parts, and how it looked."""
+
+    snapshot: Snapshot
+    found: Sequence[Found]
+    plan: Plan
 
 
 def prepare_queries(vectors: NDArray[np.float32], collection: Collection) -> NDArray[np.float32]:
@@ -91,18 +109,22 @@ def prepare_queries(vectors: NDArray[np.float32], collection: Collection) -> NDA
 
 def search(view: ViewMirror, queries: NDArray[np.float32], k: int, effort: float = 1.0, exact: bool = False) -> Answer:
     """The k nearest live rows of each prepared query (nq, dimension), over all partitions of the view."""
+    if exact or view.collection.index.kind == "flat":
+        return answer(view, len(queries), k, lambda asked: scan_all(view, queries, asked))
+    return answer(view, len(queries), k, lambda asked: _search(view, queries, k, effort))
+
+
+def answer(view: ViewMirror, query_count: int, k: int, look: Callable[[int], Looked]) -> Answer:
+    """The k nearest of what `look` finds when asked for so many of each part; asked for more when some are missing."""
     asked = k
     while True:
         moves, positions = view.moves, view.positions
-        if exact or view.collection.index.kind == "flat":
-            snapshot, found = scan_all(view, queries, asked)
-        else:
-            snapshot, found = _search(view, queries, k, effort)
+        looked = look(asked)
         if view.moves != moves:
             continue
-        hits = [_nearest(snapshot, found, line, k, view.collection) for line in range(len(queries))]
-        if not any(len(some) < k and _has_more(found, line, asked) for line, some in enumerate(hits)):
-            return Answer(hits, positions)
+        hits = [_nearest(looked, line, k, view.collection) for line in range(query_count)]
+        if not any(len(some) < k and _has_more(looked.found, line, asked) for line, some in enumerate(hits)):
+            return Answer(hits, positions, looked.plan)
         asked *= 2
 
 
@@ -111,32 +133,52 @@ def _has_more(found: Sequence[Found], line: int, asked: int) -> bool:
     return any(part.numbers.shape[1] >= asked and (part.numbers[line] >= 0).sum() >= asked for part in found)
 
 
-def _search(
-    view: ViewMirror, queries: NDArray[np.float32], k: int, effort: float, alive: Alive | None = None
-) -> tuple[Snapshot, list[Found]]:
+def _search(view: ViewMirror, queries: NDArray[np.float32], k: int, effort: float) -> Looked:
     """What the lists, the graphs and the rows that are in neither have to offer."""
-    metric, before = view.collection.metric, view.snapshot()
-    found = []
+    before = view.snapshot()
     coded, numbers = 0, np.empty((len(queries), 0), np.int64)
     if before.index is not None:
         coded = before.index.coded
-        numbers = before.index.candidates(queries, k, alive or view.alive, effort)
-    for segment in before.graphs:
-        distances, rows = segment.graph.search(segment.vectors, queries, k, segment.live, effort)
+        numbers = before.index.candidates(queries, k, view.alive, effort)
+    found, few = unlisted(view, before, queries, k, effort, attrgetter("live"))
+    snapshot, new = newest(view, coded)
+    return Looked(snapshot, [*found, ranked(view, queries, numbers, [*few, new])], Plan("index"))
+
+
+def unlisted(
+    view: ViewMirror,
+    snapshot: Snapshot,
+    queries: NDArray[np.float32],
+    k: int,
+    effort: float,
+    living: Callable[[Segment], LiveRows],
+) -> tuple[list[Found], list[NDArray[np.int64]]]:
+    """Of the living rows of segments that are in no lists: the nearest, and the numbers of those left to be ranked."""
+    found = []
+    for segment in snapshot.graphs:
+        distances, rows = segment.graph.search(segment.vectors, queries, k, living(segment), effort)
         found.append(Found(distances, np.where(rows < 0, -1, rows + segment.base)))
-    unindexed = [segment for segment in before.unindexed if segment.row_count > RANKED_MAX]
-    found += [_scan(segment, segment.live.numbers(), queries, k, view) for segment in unindexed]
-    few = [s.base + s.live.numbers() for s in before.unindexed if s.row_count <= RANKED_MAX]
-    snapshot, newest = _newest(view, coded)
-    others = np.concatenate([*few, newest]) if few else newest
-    if len(others):
-        wide = others[None, :] if len(queries) == 1 else np.broadcast_to(others, (len(queries), len(others)))
+    many = [segment for segment in snapshot.unindexed if segment.row_count > RANKED_MAX]
+    found += [scan_part(segment, living(segment).numbers(), queries, k, view) for segment in many]
+    few = [segment for segment in snapshot.unindexed if segment.row_count <= RANKED_MAX]
+    return found, [segment.base + living(segment).numbers() for segment in few]
+
+
+def ranked(
+    view: ViewMirror,
+    queries: NDArray[np.float32],
+    numbers: NDArray[np.int64],
+    others: Sequence[NDArray[np.int64]],
+) -> Found:
+    """Rows by their distances: of each query's own candidates (nq, w), and of others for all queries."""
+    beside = np.concatenate(others) if len(others) > 1 else others[0]
+    if len(beside):
+        wide = beside[None, :] if len(queries) == 1 else np.broadcast_to(beside, (len(queries), len(beside)))
         numbers = np.concatenate([numbers, wide], axis=1)
-    found.append(Found(rank(view.vectors, queries, numbers, metric), numbers))
-    return snapshot, found
+    return Found(rank(view.vectors, queries, numbers, view.collection.metric), numbers)
 
 
-def _newest(view: ViewMirror, coded: int) -> tuple[Snapshot, NDArray[np.int64]]:
+def newest(view: ViewMirror, coded: int) -> tuple[Snapshot, NDArray[np.int64]]:
     """The numbers of the living rows of the tails that are in no lists yet, and the snapshot with those tails."""
     while True:
         kills, snapshot = view.kills, view.snapshot()
@@ -152,7 +194,7 @@ def _newest(view: ViewMirror, coded: int) -> tuple[Snapshot, NDArray[np.int64]]:
             return snapshot, numbers
 
 
-def scan_all(view: ViewMirror, queries: NDArray[np.float32], k: int) -> tuple[Snapshot, list[Found]]:
+def scan_all(view: ViewMirror, queries: NDArray[np.float32], k: int) -> Looked:
     """The k nearest of each part to each query, of the rows that lived at one moment, and the parts."""
     while True:
         kills, moves, snapshot = view.kills, view.moves, view.snapshot()
@@ -160,10 +202,10 @@ def scan_all(view: ViewMirror, queries: NDArray[np.float32], k: int) -> tuple[Sn
         if (view.kills, view.moves) == (kills, moves):
             break
     parts = [(part, live) for part, live in zip(snapshot.parts, living, strict=True) if len(live)]
-    return snapshot, [_scan(part, live, queries, k, view) for part, live in parts]
+    return Looked(snapshot, [scan_part(part, live, queries, k, view) for part, live in parts], Plan("exact"))
 
 
-def _scan(part: Part, live: NDArray[np.int64], queries: NDArray[np.float32], k: int, view: ViewMirror) -> Found:
+def scan_part(part: Part, live: NDArray[np.int64], queries: NDArray[np.float32], k: int, view: ViewMirror) -> Found:
     """The k nearest of the rows of a part that live, whose ascending numbers are given."""
     stop = int(live[-1]) + 1 if len(live) else 0
     vectors = view.vectors[part.base : part.base + stop]
@@ -178,8 +220,9 @@ def _scan(part: Part, live: NDArray[np.int64], queries: NDArray[np.float32], k: 
     return Found(distances, np.where(rows < 0, -1, rows + part.base))
 
 
-def _nearest(snapshot: Snapshot, found: Sequence[Found], line: int, k: int, collection: Collection) -> list[Hit]:
+def _nearest(looked: Looked, line: int, k: int, collection: Collection) -> list[Hit]:
     """Merge what was found for one query: nearest first, each id once, in its newest version."""
+    found = looked.found
     if not found:
         return []
     if len(found) == 1:
@@ -193,7 +236,7 @@ def _nearest(snapshot: Snapshot, found: Sequence[Found], line: int, k: int, coll
     for first in range(0, len(order), k):
         some = order[first : first + k]  # as a rule no more are needed
         for number, distance in zip(numbers[some].tolist(), distances[some].tolist(), strict=True):
-            place = snapshot.part_of(number)
+            place = looked.snapshot.part_of(number)
             if place is None:  # there is none, or its part was replaced meanwhile
                 continue
             _take(hits, *place, distance)

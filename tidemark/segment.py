@@ -203,14 +203,18 @@ class Segment:
 
     def find(self, hashes: NDArray[np.uint64], ids: Sequence[bytes]) -> NDArray[np.int64]:
         """The live rows that hold one of the ids, whose hashes are given in the same order."""
+        rows = self.rows_with(hashes, ids)
+        return rows[self.live.are_live(rows)]
+
+    def rows_with(self, hashes: NDArray[np.uint64], ids: Sequence[bytes]) -> NDArray[np.int64]:
+        """The same, of dead rows too."""
         first = np.searchsorted(self.sorted_hashes, hashes)
         last = np.minimum(first, max(0, self.row_count - 1))
         found: list[int] = []
         if self.row_count:
             for at in np.flatnonzero(self.sorted_hashes[last] == hashes).tolist():
                 found += self._holding(int(first[at]), hashes[at], ids[at])
-        rows = np.array(found, np.int64)
-        return rows[self.live.are_live(rows)]
+        return np.array(found, np.int64)
 
     def _holding(self, place: int, hash_: np.uint64, id_: bytes) -> list[int]:
         """The row that holds an id, if one does; two ids may share a hash."""

@@ -163,6 +163,21 @@ class Centroids:
             lists = _nearest_with(squares, occupancy.living, wanted, len(lists))
         return lists, is_amid
 
+    def with_matching(
+        self, queries: NDArray[np.float32], parameters: SearchParameters, matching: NDArray[np.int64], wanted: int
+    ) -> NDArray[np.int64]:
+        """The lists to probe for rows that match a filter (nq, width), padded with -1; `matching`: how many each has.
+
+        Those reached, and as many more of the nearest as it takes to hold so many; none of those that hold none.
+        """
+        found = []
+        for squares in map(self._squares_of, self._directed(queries)):
+            lists = self._reached(squares, parameters)
+            if int(matching[lists].sum()) < wanted:
+                lists = _nearest_with(squares, matching, wanted, len(lists))
+            found.append(lists[matching[lists] > 0])
+        return padded(found)
+
     def _reached_alive(
         self,
         squares: NDArray[np.float32],

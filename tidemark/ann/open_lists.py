@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 # Where too few of the rows in the lists probed may be answered, so many times as many are probed.
 PROBED_AGAIN = 4
+# A search among the n-th part of the rows probes n to the power of this times as many lists, and lists that hold so
+# many times the share of them that a search among all rows has to see at least (`make bench-filters`).
+SPREAD_EXPONENT, MATCHING_LIVING = 0.1, 4
 # Where codes do not tell the k nearest from the rest, so many rows of the nearest lists are ranked by their vectors.
 UNTOLD_ROWS = 8_192
 
@@ -38,7 +41,7 @@ class Alive:
     """The rows a search may answer: bits of their numbers in a uint8 array, little-endian bit order.
 
     A bit cleared during a search may or may not count. Any thread may use it. `count`: how many bits are set, where
-    that is known; then nobody looks for more.
+    that is known; then nobody looks for more. Rows whose bits the bitmap does not have may not be answered.
     """
 
     def __init__(self, bitmap: NDArray[np.uint8], count: int | None = None) -> None:
@@ -48,6 +51,7 @@ class Alive:
 
     def among(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """Those of the row numbers that may be answered."""
+        numbers = numbers[numbers < 8 * len(self._bitmap)]
         bits = self._bitmap[numbers >> 3] >> (numbers & 7).astype(np.uint8) & 1
         alive: NDArray[np.int64] = numbers[bits != 0]
         return alive
@@ -114,12 +118,45 @@ class OpenLists:
         """
         queries = np.ascontiguousarray(queries)
         found = parameters or self.parameters
-        scaled = found.for_neighbours(k, effort)
-        outliers = self._memory.outliers[1 : 1 + int(self._memory.outliers[0])]
         occupancy = self.refresh()
-        lists, amid_dead = self._centroids.within(queries, scaled, occupancy)
+        lists, amid_dead = self._centroids.within(queries, found.for_neighbours(k, effort), occupancy)
         k_factor = math.ceil(found.k_factor * max(1.0, effort)) * (AMID_DEAD_CANDIDATES if amid_dead else 1)
-        wanted = min(max(k, CALIBRATION_K) * k_factor, occupancy.living_count)
+        return self._found(queries, k, lists, min(max(k, CALIBRATION_K) * k_factor, occupancy.living_count), alive)
+
+    def candidates_matching(
+        self, queries: NDArray[np.float32], k: int, matching: Alive, effort: float, per_list: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """As `candidates`, of the rows that match a filter; `per_list` (lists,) says how many of them each list has.
+
+        The fewer they are, the farther apart they lie: more lists are probed. Where they lie in other lists than those
+        nearest to the query, the nearest lists are probed that hold some.
+        """
+        queries, parameters, occupancy = np.ascontiguousarray(queries), self.parameters, self.refresh()
+        count = int(per_list.sum())
+        wanted = min(max(k, CALIBRATION_K) * math.ceil(parameters.k_factor * max(1.0, effort)), count)
+        spread = (max(1, occupancy.living_count) / max(1, count)) ** SPREAD_EXPONENT
+        scaled = parameters.for_neighbours(k, effort * max(1.0, spread))
+        least = max(math.ceil(MATCHING_LIVING * scaled.living * count), 2 * wanted)
+        lists = self._centroids.with_matching(queries, scaled, per_list, min(least, count))
+        return self._found(queries, k, lists, wanted, matching)
+
+    def per_list(self, rows: Alive) -> NDArray[np.int64]:
+        """How many of the rows are in each list, (lists,): 15 ms for a million entries."""
+        self.refresh()
+        starts, sizes, numbers = self._memory.starts[:-1].tolist(), self._table[:, 0].tolist(), self._memory.numbers
+        counts = (len(rows.among(numbers[at : at + size])) for at, size in zip(starts, sizes, strict=True))
+        return np.fromiter(counts, np.int64, len(starts))
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """How many entries each list has, (lists,), as of the last search or count."""
+        return self._table[:, 0].copy()
+
+    def _found(
+        self, queries: NDArray[np.float32], k: int, lists: NDArray[np.int64], wanted: int, alive: Alive
+    ) -> NDArray[np.int64]:
+        """The `wanted` nearest by codes in the lists (nq, width), of more lists when those have not enough."""
+        outliers = self._memory.outliers[1 : 1 + int(self._memory.outliers[0])]
         distances, labels = self._probe(queries, lists, wanted, alive)
         enough = wanted if alive.count is None else min(wanted, alive.count)
         if enough and labels[:, enough - 1].min() < 0:
