@@ -11,6 +11,10 @@ import argparse
 import json
 import logging
 import os
+
+# To code few rows with several threads of numpy takes ten times the CPU: they spin for each other. The builder too.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
 import socket
 import sys
 import threading

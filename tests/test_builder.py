@@ -74,6 +74,10 @@ class Process:
     def until(self, fact: Callable[[], object], *owned: OwnedPartition) -> None:
         wait_until(lambda: (self.advance(*owned), fact())[1], 30, "it is built")
 
+    def close(self) -> None:
+        self.builder.stop()
+        self.quantizers.close()
+
     def until_settled(self, *owned: OwnedPartition) -> None:
         self.until(lambda: self.builds.settled(owned, owned), *owned)
 
@@ -82,8 +86,7 @@ class Process:
 def process(tmp_path: Path) -> Iterator[Process]:
     made = Process(tmp_path)
     yield made
-    made.builder.stop()
-    made.quantizers.close()
+    made.close()
 
 
 def test_a_quantizer_is_trained_on_all_partitions_and_all_their_rows_are_coded(
@@ -164,8 +167,7 @@ def test_two_consumers_that_train_at_once_use_the_one_that_was_first(tmp_path: P
             process.until_settled(each)
     finally:
         for process in processes:
-            process.builder.stop()
-            process.quantizers.close()
+            process.close()
     found = Quantizers(tmp_path, owned[0].collection, "g000001")
     assert found.versions() == [1]
     quantizer = found.read(1)
@@ -175,23 +177,26 @@ def test_two_consumers_that_train_at_once_use_the_one_that_was_first(tmp_path: P
             assert np.array_equal(segment.codes[1], quantizer.encode(segment.vectors).codes)
 
 
-def test_a_damaged_quantizer_is_made_anew_under_the_next_number(tmp_path: Path) -> None:
+@pytest.mark.parametrize("whole", [0, 1])
+def test_instead_of_a_damaged_quantizer_there_is_a_new_one_under_the_next_number(tmp_path: Path, whole: int) -> None:
     owned, process = _owned(tmp_path), Process(tmp_path)
     _apply(owned, 450)
     process.until_settled(owned)
-    process.builder.stop()
-    process.quantizers.close()
-    (path,) = tmp_path.rglob("quantizer-*.bin")
+    process.close()
+    found = Quantizers(tmp_path, owned.collection, "g000001")
+    if whole:
+        assert found.create(2, found.read(1))
+    path = max(tmp_path.rglob("quantizer-*.bin"))
     path.write_bytes(path.read_bytes()[:-1])
     _apply(owned, 50)
-    heir = _owned(tmp_path)
-    process = Process(tmp_path)
+    heir, process = _owned(tmp_path), Process(tmp_path)
     try:
         process.until_settled(heir)
+        process.until_settled(heir)
     finally:
-        process.builder.stop()
-        process.quantizers.close()
-    assert {segment.entry.quantizer for segment in heir.state.segments} == {2}
+        process.close()
+    assert found.versions() == list(range(1, 3 + whole))
+    assert {segment.entry.quantizer for segment in heir.state.segments} == {2 + whole}
 
 
 def test_a_merge_copies_codes_of_the_newest_version_and_leaves_dead_rows_out(tmp_path: Path, process: Process) -> None:
@@ -241,8 +246,7 @@ def test_a_builder_killed_after_it_has_written_is_told_and_what_it_has_left_is_u
         monkeypatch.delenv("TIDEMARK_CRASH_AT")
         process.until_settled(owned)
     finally:
-        process.builder.stop()
-        process.quantizers.close()
+        process.close()
     assert Quantizers(tmp_path, owned.collection, "g000001").versions() == [1]
     assert owned.unbuilt_rows == 0
 
