@@ -23,9 +23,11 @@ from api import lag, problems, schemas
 from api.body import BYTES, JSON, Bodies, media_type
 from api.docs_page import docs_page
 from api.edge import Edge
+from api.filter_routes import add_filter_routes
+from api.filter_schemas import SCHEMAS
 from api.metrics import Metrics
 from api.mirror import Replica, Served
-from api.pages import page, record
+from api.pages import PageAsked, page, record
 from api.search import Searches, name_missing
 from api.search_route import SEARCH_ROUTE, SearchRoute
 from api.writes import Writes
@@ -69,6 +71,7 @@ def create_app(replica: Replica) -> FastAPI:
     # Edge answers it; here it is known, so that another method is refused as such.
     app.router.routes.append(Route(SEARCH_ROUTE, search, methods=["POST"], include_in_schema=False))
     _add_collections(app, replica, searches, writes, bodies)
+    add_filter_routes(app, replica.served, searches, writes, bodies, _body)
     _add_operations(app, replica, metrics)
     _match_whole_paths(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
@@ -141,11 +144,14 @@ def _add_collections(app: FastAPI, replica: Replica, searches: Searches, writes:
         cursor: str = "",
         limit: Annotated[int, Query(ge=1, le=schemas.PAGE_MAX)] = 100,
         allow_partial: bool = False,
+        filter: Annotated[str, Query(description="JSON: only rows that match")] = "",
+        order_by: Annotated[str, Query(description="a path, -path: the greatest first")] = "",
     ) -> Response:
-        """Rows in the order of partition and offset, page by page."""
-        _refuse_unknown(request, {"cursor", "limit", "allow_partial"})
+        """Rows in the order of partition and offset, or of the numbers or times at a path, page by page."""
+        _refuse_unknown(request, {"cursor", "limit", "allow_partial", "filter", "order_by"})
         follower = served(c).follower()
-        return await searches.in_pool(lambda: _json(page(follower, cursor, limit, allow_partial)))
+        asked = PageAsked.of(filter, order_by, cursor, limit)
+        return await searches.in_pool(lambda: _json(page(follower, asked, allow_partial)))
 
     @app.get("/collections/{c}")
     async def describe(c: str) -> Response:
@@ -160,8 +166,6 @@ def _add_collections(app: FastAPI, replica: Replica, searches: Searches, writes:
 
 def _refuse_unknown(request: Request, known: set[str]) -> None:
     for name in request.query_params.keys() - known:
-        if name == "filter":
-            raise problems.Unsupported("filter: metadata filters are not built yet; leave it out and filter the answer")
         raise errors.BadQuery(f"parameter {name[:80]!r} is not known; there are: {', '.join(sorted(known))}")
 
 
@@ -259,7 +263,13 @@ _EXAMPLES: dict[str, Any] = {
     "search": {"vector": [0.1, 0.2, 0.3], "k": 10, "include": ["metadata"], "min_positions": {"0": 123}},
     "write": {"upserts": [{"id": "a", "vector": [0.1, 0.2, 0.3], "metadata": {"kind": "b"}}], "deletes": ["c"]},
 }
-_ANSWERS = {"SearchRequest": ("200", "SearchAnswer"), "WriteRequest": ("202", "WriteAnswer")}
+_ANSWERS = {
+    "SearchRequest": ("200", "SearchAnswer"),
+    "WriteRequest": ("202", "WriteAnswer"),
+    "CountRequest": ("200", "CountAnswer"),
+    "FacetsRequest": ("200", "FacetsAnswer"),
+    "DeleteRequest": ("202", "DeleteAnswer"),
+}
 
 
 def _schema(name: str) -> dict[str, Any]:
@@ -277,7 +287,7 @@ def _body(name: str, example: Any) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {**_schema(name), "example": example}}
     status, answer = _ANSWERS[name]
     found = _answer(answer, status)
-    refused = {"412": "not fresh enough"} if name == "SearchRequest" else {}
+    refused = {} if name == "WriteRequest" else {"412": "not fresh enough"}
     for code, text in {**refused, "415": "unsupported media type", "429": "overloaded"}.items():
         found["responses"][code] = {"description": text, "content": {"application/json": _schema("ErrorAnswer")}}
     return {"requestBody": {"required": True, "content": content}, **found}
@@ -305,6 +315,6 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         found = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         found["paths"] = {SEARCH_ROUTE: {"post": _search_operation()}, **found["paths"]}
-        found.setdefault("components", {}).setdefault("schemas", {}).update(schemas.components())
+        found.setdefault("components", {}).setdefault("schemas", {}).update(schemas.components(SCHEMAS))
         app.openapi_schema = found
     return app.openapi_schema

@@ -4,7 +4,7 @@ Requests are decoded by msgspec, which rejects NaN, Infinity, unknown fields and
 Pydantic would cost more than the search. The public contract is design section 10.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Annotated, Any, TypeVar
 
@@ -177,7 +177,7 @@ def search_request(body: bytes) -> tuple[SearchRequest, Queries | None]:
     """What a search body asks for, checked, and its queries; none when it asks by id. Raises BadQuery."""
     if len(body) > LARGE_BYTES:
         return _large_search_request(body)
-    request = _decoded(_search_decoder, body)
+    request = decoded(_search_decoder, body)
     vectors = request.vectors if request.vector is None else [request.vector]
     _check(request, None if vectors is None else len(vectors))
     if vectors is None:
@@ -190,12 +190,12 @@ def search_request(body: bytes) -> tuple[SearchRequest, Queries | None]:
 
 def _large_search_request(body: bytes) -> tuple[SearchRequest, Queries | None]:
     """As `search_request`, in steps of a few ms, between which other threads run."""
-    parts = {name: bytes(part) for name, part in msgspec.structs.asdict(_decoded(_parts_decoder, body)).items() if part}
+    parts = {name: bytes(part) for name, part in msgspec.structs.asdict(decoded(_parts_decoder, body)).items() if part}
     given = {name: parts.pop(name) for name in ("vector", "vectors") if parts.get(name, b"null") != b"null"}
     for name, part in parts.items():
         if len(part) > LARGE_BYTES:
             raise BadQuery(f"{name} has {len(part)} bytes, at most {LARGE_BYTES}")
-    request = _decoded(_search_decoder, b"{%s}" % b",".join(b'"%s":%s' % (n.encode(), p) for n, p in parts.items()))
+    request = decoded(_search_decoder, b"{%s}" % b",".join(b'"%s":%s' % (n.encode(), p) for n, p in parts.items()))
     found = {
         name: list(map(numbers, in_steps(islice(_lines(part, name), QUERIES_MAX + 1)))) for name, part in given.items()
     }
@@ -232,7 +232,7 @@ def numbers(vector: bytes | msgspec.Raw) -> NDArray[np.float32]:
     sent = bytes(vector)
     if len(sent) > LARGE_BYTES and sent.count(b",") >= DIMENSION_MAX:
         raise BadQuery(f"a vector has more than {DIMENSION_MAX} numbers")
-    found = _decoded(_vector_decoder, sent)
+    found = decoded(_vector_decoder, sent)
     with np.errstate(over="ignore"):
         return np.array(found, np.float64).astype(np.float32)
 
@@ -286,14 +286,15 @@ def _check_hits(queries: int, k: int) -> None:
 
 
 def write_request(body: bytes) -> WriteRequest:
-    request = _decoded(_write_decoder, body)
+    request = decoded(_write_decoder, body)
     count = len(request.upserts) + len(request.deletes)
     if not 1 <= count <= WRITES_MAX:
         raise BadQuery(f"the request holds {count} records: 1 to {WRITES_MAX} at once")
     return request
 
 
-def _decoded(decoder: "msgspec.json.Decoder[T]", body: bytes) -> T:
+def decoded(decoder: "msgspec.json.Decoder[T]", body: bytes) -> T:
+    """The body as one of the shapes; raises BadQuery with why not."""
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
@@ -308,8 +309,8 @@ def search_options() -> dict[str, Any]:
     return found
 
 
-def components() -> dict[str, Any]:
-    """The schemas of the OpenAPI page."""
-    types = [SearchRequest, SearchAnswer, WriteRequest, WriteAnswer, Record, Page, ErrorAnswer]
+def components(more: Iterable[type]) -> dict[str, Any]:
+    """The schemas of the OpenAPI page; `more`: those that are elsewhere."""
+    types = [SearchRequest, SearchAnswer, WriteRequest, WriteAnswer, Record, Page, ErrorAnswer, *more]
     _, found = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     return found

@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import orjson
@@ -38,6 +38,16 @@ FRESHNESS_POLL_S = 0.002
 # More that wait look as often as so many would together: each look takes the event loop some microseconds.
 LOOKERS_MAX = 16
 FLOAT32_MAX = float(np.finfo(np.float32).max)  # JSON has no infinity
+
+
+class Fresh(Protocol):
+    """A request that may want positions to be reached before it is answered."""
+
+    @property
+    def min_positions(self) -> dict[str, int] | None: ...
+
+    @property
+    def timeout_ms(self) -> int: ...
 
 
 class UnderWay:
@@ -91,7 +101,7 @@ class Searches:
         follower = served.follower()
         if request.min_positions:
             with self.for_others:
-                follower = await self._wait_for(served, request)
+                follower = await self.wait_for(served, request)
         asked = self._stored(follower, request) if queries is None else queries
 
         def work() -> bytes:
@@ -116,10 +126,9 @@ class Searches:
         finally:
             self.waiting -= 1
 
-    async def _wait_for(self, served: Served, request: schemas.SearchRequest) -> FollowerMirror:
+    async def wait_for(self, served: Served, request: Fresh) -> FollowerMirror:
         """Wait, bounded, until the wanted positions are applied; raises NotFreshEnough."""
-        assert request.min_positions is not None
-        wanted = {int(partition): position for partition, position in request.min_positions.items()}
+        wanted = {int(partition): position for partition, position in (request.min_positions or {}).items()}
         deadline = time.monotonic() + request.timeout_ms / 1000
         while True:
             follower = served.follower()

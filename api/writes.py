@@ -7,7 +7,7 @@ where the collection's partitioner puts it.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import orjson
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -44,12 +44,17 @@ class Writes:
     async def write(
         self, follower: FollowerMirror, request: WriteRequest, seldom: Callable[[float], float]
     ) -> dict[int, int]:
-        """Produce and wait for the brokers; the positions after the records, per partition.
+        """Check a request's records and produce them, as `produce` says; raises BadQuery."""
+        records = await asyncio.to_thread(_records, follower, request)
+        return await self.produce(follower.collection, records, seldom)
+
+    async def produce(
+        self, collection: Collection, records: Sequence[Placed], seldom: Callable[[float], float]
+    ) -> dict[int, int]:
+        """Produce at least one record and wait for the brokers; the positions after the records, per partition.
 
         `seldom` says how long to sleep between two looks, where one alone would sleep so long.
         """
-        collection = follower.collection
-        records = await asyncio.to_thread(_records, follower, request)
         loop = asyncio.get_running_loop()
         done: asyncio.Future[dict[int, int]] = loop.create_future()
         positions: dict[int, int] = {}

@@ -19,6 +19,8 @@ from tidemark.generation import current
 pytestmark = pytest.mark.kafka
 MakeDeployment = Callable[..., Deployment]
 SEARCH, VECTORS = "/collections/docs/search", "/collections/docs/vectors"
+COUNT, FACETS, DELETE = "/collections/docs/count", "/collections/docs/facets", f"{VECTORS}/delete"
+NONE_MATCH = {"filter": {"has_id": ["nobody"]}}
 QUERY = {"vector": [1.0] * 16, "k": 100}
 
 
@@ -53,6 +55,9 @@ def assert_partial(made: Deployment, why: str) -> None:
         made.ask("GET", VECTORS),
         made.ask("GET", f"{VECTORS}/0-1"),
         made.ask("GET", f"{VECTORS}/1-1"),
+        made.ask("POST", COUNT),
+        made.ask("POST", FACETS, json={"key": "a"}),
+        made.ask("POST", DELETE, json=NONE_MATCH),
     ]
     for answer in refused:
         assert answer.status_code == 503, answer.text
@@ -64,6 +69,9 @@ def assert_partial(made: Deployment, why: str) -> None:
         made.ask("POST", f"{SEARCH}?k=100&allow_partial=true", **by_bytes).json(),
         made.ask("GET", f"{VECTORS}?allow_partial=true").json(),
         made.ask("GET", f"{VECTORS}/0-1?allow_partial=true").json(),
+        made.ask("POST", COUNT, json={"allow_partial": True}).json(),
+        made.ask("POST", FACETS, json={"key": "a", "allow_partial": True}).json(),
+        made.ask("POST", DELETE, json={**NONE_MATCH, "allow_partial": True}).json(),
     ]
     for body in allowed:
         assert body["partial"] is True
@@ -71,6 +79,7 @@ def assert_partial(made: Deployment, why: str) -> None:
         assert why in body["missing"][0]["why"]
     assert [len(body["hits"]) for body in allowed[:3]] == [50, 50, 50]
     assert len(allowed[3]["vectors"]) == 50
+    assert allowed[5]["count"] == 50
     assert made.ask("GET", f"{VECTORS}/1-1?allow_partial=true").status_code == 404
     ready = made.ask("GET", "/readyz")
     assert ready.status_code == 503 and "partition 1" in ready.text and why in ready.text

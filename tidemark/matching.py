@@ -7,7 +7,7 @@ Invariants: a bit says what its row's metadata says, whether the row lives or no
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tidemark.ann.open_lists import Alive, OpenLists
 from tidemark.filters.columns import Columns
 from tidemark.filters.evaluate import Mask, mask
+from tidemark.filters.evaluate import Part as FilterPart
 from tidemark.filters.grammar import Filter
 from tidemark.filters.growing import Growing
 from tidemark.record import hash_ids
@@ -161,6 +162,12 @@ class Matchings:
         with self._lock:
             self._forget()
         return found
+
+    def parts(self, part: Part, row_count: int) -> Iterator[tuple[int, FilterPart]]:
+        """A part's first rows as filters see them, in runs, each with the number of its first row in the part."""
+        if isinstance(part, Tail):
+            return self._tails.of(part).parts(0, row_count)
+        return iter([(0, SegmentPart(part))])
 
     def is_fresh(self, filter_: Filter, snapshot: "Snapshot") -> bool:
         """Whether an answer takes no more than a look: all rows but the newest were asked before."""

@@ -30,7 +30,17 @@ from tidemark.matching import Matchings
 from tidemark.row_space import VectorSpace
 from tidemark.segment import Segment
 from tidemark.shared_memory import Document, Region, fence
-from tidemark.snapshot import KILLS, MOVES, PARTITIONS_MAX, WORDS, IndexPlace, SegmentPlace, Structure, ViewPlace
+from tidemark.snapshot import (
+    CHANGES,
+    KILLS,
+    MOVES,
+    PARTITIONS_MAX,
+    WORDS,
+    IndexPlace,
+    SegmentPlace,
+    Structure,
+    ViewPlace,
+)
 from tidemark.tail import Tail, TailPlace
 
 ATTEMPTS, RETRY_S = 100, 0.005
@@ -120,6 +130,11 @@ class ViewMirror:
     def moves(self) -> int:
         """How often rows got other numbers; as long as it stays the same, none did."""
         return int(self._words[MOVES])
+
+    @property
+    def changes(self) -> int:
+        """Odd while a row may live twice; as long as it stays the same and is even, every id lives once."""
+        return int(self._words[CHANGES])
 
     @property
     def positions(self) -> dict[int, int]:

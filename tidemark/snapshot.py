@@ -13,8 +13,9 @@ from tidemark.tail import TailPlace
 
 WORDS = 8
 # `KILLS` counts the batches that killed rows whose newer versions are visible; `MOVES` how often rows got other
-# numbers: when it has changed during a search of the lists, that search may lack rows.
-KILLS, MOVES = range(2)
+# numbers: when it has changed during a search of the lists, that search may lack rows. `CHANGES` is odd while a row may
+# live in two versions or at two numbers, and while positions are behind the rows.
+KILLS, MOVES, CHANGES = range(3)
 # Positions have a place each, by partition number.
 PARTITIONS_MAX = 2**17
 

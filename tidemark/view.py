@@ -14,6 +14,7 @@ the old ones die, and `MOVES` is counted between the two.
 Knows nothing of Kafka, manifests or HTTP. Reading is in `searcher.py`.
 """
 
+import contextlib
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,7 +34,17 @@ from tidemark.row_space import RowSpace
 from tidemark.rows import Rows, concatenate
 from tidemark.segment import Segment
 from tidemark.shared_memory import Document, Region, fence, room
-from tidemark.snapshot import KILLS, MOVES, PARTITIONS_MAX, WORDS, IndexPlace, SegmentPlace, Structure, ViewPlace
+from tidemark.snapshot import (
+    CHANGES,
+    KILLS,
+    MOVES,
+    PARTITIONS_MAX,
+    WORDS,
+    IndexPlace,
+    SegmentPlace,
+    Structure,
+    ViewPlace,
+)
 from tidemark.tail import Tail
 
 # Memory of a tail, taken as it fills. A consumer's holds the rows of a checkpoint (131,072 of 128-d) and the batch that
@@ -182,15 +193,16 @@ class View:
         """Make a batch visible to the next search; its records start at or after their partitions' positions."""
         # Row numbers are used again, so an entry of a segment that is gone may lead to a row of a tail.
         old = np.unique(np.concatenate([self._old_in_tails(batch), self._old_in_segments(batch)]))
-        self._append(batch)
-        for number, first, stop in _runs(batch.deleted_partitions):
-            self._delete(self.partitions[number], batch.deleted_ids[first:stop], batch.positions[number])
-        self._killing()
-        self._kill(old)
-        for number, position in batch.positions.items():
-            state = self.partitions[number]
-            state.position, state.leader_epoch = position, batch.leader_epochs[number]
-            self._positions[number] = position
+        with self._changing():
+            self._append(batch)
+            for number, first, stop in _runs(batch.deleted_partitions):
+                self._delete(self.partitions[number], batch.deleted_ids[first:stop], batch.positions[number])
+            self._killing()
+            self._kill(old)
+            for number, position in batch.positions.items():
+                state = self.partitions[number]
+                state.position, state.leader_epoch = position, batch.leader_epochs[number]
+                self._positions[number] = position
 
     def _old_in_tails(self, batch: Batch) -> NDArray[np.int64]:
         """The numbers of the rows of our tails that hold an id of the batch."""
@@ -263,6 +275,15 @@ class View:
             state.live_rows += end - start
             state.row_bytes += size
             state.digest = (state.digest + digest) % DIGEST_MODULUS
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Rows may live twice, or be ahead of their partitions' positions, meanwhile."""
+        self._words[CHANGES] += 1
+        fence()
+        yield
+        fence()
+        self._words[CHANGES] += 1
 
     def _killing(self) -> None:
         """Rows are visible, the ones they replace are about to be killed."""
@@ -388,7 +409,8 @@ class View:
         before = self.tails
         for tail in self.tails[:-1]:
             if tail.live.live_count < LIVE_SHARE_MIN * tail.row_count:
-                self._move(tail)
+                with self._changing():
+                    self._move(tail)
         self._drop_tails()
         if self.tails != before:
             self.announce()
@@ -459,18 +481,19 @@ class View:
         self._set_parts()
         self.announce()
         fence()
-        for segment in new:
-            live = self.space.live(segment.base, segment.row_count)
-            live.set_all_but(segment.dead_mask())
-            segment.live = live
-            self._ids.add(segment.sorted_hashes, segment.sorted_rows, segment.base)
-        fence()
-        self._words[MOVES] += 1
-        fence()
-        moved = [tail.base + tail.rows_of(state.number) for tail in self.tails]
-        moved = [n[tail.offsets[n - tail.base] < held_from] for n, tail in zip(moved, self.tails, strict=True)]
-        dead = [segment.base + segment.live.numbers() for segment in old]
-        self._clear(np.concatenate([*moved, *dead]))
+        with self._changing():
+            for segment in new:
+                live = self.space.live(segment.base, segment.row_count)
+                live.set_all_but(segment.dead_mask())
+                segment.live = live
+                self._ids.add(segment.sorted_hashes, segment.sorted_rows, segment.base)
+            fence()
+            self._words[MOVES] += 1
+            fence()
+            moved = [tail.base + tail.rows_of(state.number) for tail in self.tails]
+            moved = [n[tail.offsets[n - tail.base] < held_from] for n, tail in zip(moved, self.tails, strict=True)]
+            dead = [segment.base + segment.live.numbers() for segment in old]
+            self._clear(np.concatenate([*moved, *dead]))
         state.segments, state.held_from = tuple(segments), held_from
         self._after_replacing(state, old)
 

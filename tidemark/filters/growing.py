@@ -4,7 +4,7 @@ Any thread may ask; a row that exists never changes. Knows nothing of tails: `Ro
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tidemark.filters.columns import Columns
 from tidemark.filters.documents import read
-from tidemark.filters.evaluate import Mask, mask
+from tidemark.filters.evaluate import Mask, Part, mask
 from tidemark.filters.grammar import Filter
 from tidemark.filters.joining import join
 from tidemark.filters.plain import matches
@@ -48,8 +48,13 @@ class Growing:
         """Which of the rows [first, stop), which exist, match: bool (stop - first,)."""
         if stop - first <= FEW:
             return np.fromiter((self._matches(filter_, row) for row in range(first, stop)), np.bool_, stop - first)
+        return np.concatenate([mask(filter_, part) for _, part in self.parts(first, stop)])
+
+    def parts(self, first: int, stop: int) -> Iterator[tuple[int, Part]]:
+        """The rows [first, stop), which exist, as parts, each with the number of its first row."""
         ends = [first, *range((first // CHUNK + 1) * CHUNK, stop, CHUNK), stop]
-        return np.concatenate([mask(filter_, self._part(start, end)) for start, end in pairwise(ends)])
+        for start, end in pairwise(ends):
+            yield start, self._part(start, end)
 
     @property
     def nbytes(self) -> int:
