@@ -369,6 +369,23 @@ def test_two_versions_of_an_id_in_one_tail_do_not_push_another_out(exact: bool) 
     assert sorted(hit.id for hit in hits) == sorted(b"%d" % at for at in range(20))
 
 
+@pytest.mark.parametrize("limit", [1, 7, 20, 21])
+def test_a_page_has_each_id_once_and_its_full_size_while_rows_are_replaced(limit: int) -> None:
+    view = opened(COLLECTION)
+    apply(view, [upsert(at, b"%d" % at, [at, 0, 0, 0]) for at in range(20)])
+    view._append(decode({0: [upsert(20 + at, b"%d" % at, [0, at, 0, 0]) for at in range(10)]}, COLLECTION)[0])
+    mirror = ViewMirror(COLLECTION, view.place)
+    page = [(hit.id, hit.offset) for hit in searcher.scan(mirror, None, limit)]
+    assert len(page) == len({id_ for id_, _ in page}) == min(limit, 20)
+    assert [offset for _, offset in page] == sorted(offset for _, offset in page)
+    after = None
+    found: dict[bytes, int] = {}
+    while some := list(searcher.scan(mirror, after, limit)):
+        found |= {hit.id: hit.offset for hit in some}
+        after = (some[-1].partition, some[-1].offset)
+    assert found == {b"%d" % at: at + 20 if at < 10 else at for at in range(20)}
+
+
 @pytest.mark.parametrize(
     ("query", "metric"),
     [

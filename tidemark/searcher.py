@@ -284,18 +284,25 @@ def scan(view: ViewMirror, after: tuple[int, int] | None, limit: int) -> Iterato
 
 
 def _page(view: ViewMirror, partition: int, start: int, limit: int) -> list[Hit]:
+    """The first live rows from an offset on, each id once: until a row that was replaced is killed both live."""
+    asked = limit
     while True:
         kills, moves, snapshot = view.kills, view.moves, view.snapshot()
         found: list[tuple[int, Part, int]] = []
         for part in snapshot.parts:
             rows = _live_of(part, partition)
             rows = rows[part.offsets[rows] >= start]
-            rows = rows[np.argsort(part.offsets[rows], kind="stable")[:limit]]
+            rows = rows[np.argsort(part.offsets[rows], kind="stable")[:asked]]
             found += [(int(part.offsets[row]), part, int(row)) for row in rows]
-        if (view.kills, view.moves) == (kills, moves):
-            break
-    found.sort(key=lambda entry: entry[0])
-    return [Hit(part.id_of(row), 0.0, part, row, partition) for _, part, row in found[:limit]]
+        if (view.kills, view.moves) != (kills, moves):
+            continue
+        found.sort(key=lambda entry: entry[0])
+        hits: dict[tuple[int, bytes], Hit] = {}
+        for _, part, row in found[:asked]:
+            _take(hits, part, row, 0.0)
+        if len(hits) >= limit or len(found) < asked:
+            return list(hits.values())[:limit]
+        asked *= 2
 
 
 def _live_of(part: Part, partition: int) -> NDArray[np.int64]:
