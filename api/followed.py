@@ -22,9 +22,10 @@ from tidemark.checkpoint import Checkpoints, Loaded
 from tidemark.log import Log, Start
 from tidemark.log_check import check_age, check_identity, check_position, remedy
 from tidemark.manifest import Manifest, TopicIdentity
+from tidemark.partition_state import PartitionState
 from tidemark.segment import Segment
 from tidemark.topic_watch import TopicFacts, TopicWatch
-from tidemark.view import PartitionState, View
+from tidemark.view import View
 
 logger = logging.getLogger(__name__)
 

@@ -20,9 +20,10 @@ from tidemark.log import Log, Partition, Start
 from tidemark.log_check import check_age, check_identity, remedy
 from tidemark.manifest import CodesEntry, Manifest, SegmentEntry, TopicIdentity
 from tidemark.merge_policy import Candidate, next_build, next_merge
+from tidemark.partition_state import PartitionState
 from tidemark.segment import Segment
 from tidemark.topic_watch import TopicFacts
-from tidemark.view import PartitionState, View
+from tidemark.view import View
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,10 @@ from tidemark import searcher
 from tidemark.checkpoint import Checkpoints
 from tidemark.generation import current
 from tidemark.mirror import ViewMirror
+from tidemark.partition_state import PartitionState
 from tidemark.searcher import Hit
 from tidemark.topic import Topics
-from tidemark.view import PartitionState, View
+from tidemark.view import View
 
 # Each step, at an occurrence that lies in the middle of work: `name:n` is the n-th time it is reached.
 STEPS = [

@@ -15,35 +15,42 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tidemark import searcher
 from tidemark.ann import calibration
-from tidemark.ann.exact import rank
 from tidemark.ann.lists import Lists
 from tidemark.ann.open_lists import OpenLists
-from tidemark.ann.parameters import CALIBRATION_K
 from tidemark.ann.quantizer import OUTLIER, ROWS_LEAST, Quantizer
-from tidemark.collection import Metric
-from tidemark.errors import CorruptCheckpoint, StoreUnavailable
-from tidemark.live_rows import LiveRows
+from tidemark.held_out import held_out, ranked
 from tidemark.mirror import ViewMirror
+from tidemark.part_codes import (
+    CODED_ROWS_MAX,
+    Appended,
+    Coded,
+    Part,
+    Used,
+    append,
+    bytes_of,
+    coded_up_to,
+    codes_of,
+    completed,
+    is_like,
+    room_for,
+)
 from tidemark.segment import Segment
 from tidemark.shared_memory import Region
 from tidemark.snapshot import IndexPlace
 from tidemark.tail import Tail
-from tidemark.view import Part, View
+from tidemark.view import View
 
 logger = logging.getLogger(__name__)
 
 # Rows of tails that get codes at a time: with fewer a row costs more, because a list is touched for a row or two;
 # more make every search rank more rows exactly. 2,048 rows of 128-d are ranked in 40 us.
-CODED_NUMBERS, CODED_ROWS_MIN, CODED_ROWS_MAX = 2_048 * 128, 256, 8_192
+CODED_NUMBERS, CODED_ROWS_MIN = 2_048 * 128, 256
 # Lists are made anew when so many entries are of dead rows, of those that live: a search looks at all entries. A
 # collection at rest is tidied up to the smaller share.
 DEAD_SHARE_MAX, DEAD_SHARE_AT_REST, DEAD_MIN = 0.25, 0.03, 4_096
@@ -53,51 +60,11 @@ OWN_QUANTIZER_AFTER_S = 5.0
 SAMPLE_ROWS = 131_072
 # Of rows unlike those that the quantizer was trained on, so many are ranked exactly before one is trained here.
 DRIFTED_ROWS_MAX = 32_768
-# So many outliers among rows tell the same; else each is ranked exactly by every search.
-OUTLIERS_FEW, OUTLIERS_SHARE = 16, 1 / 8
 LOOKED_EVERY_S = 0.25
 # The 10 nearest of so many rows tell the recall to about +-0.6 %; a scan for them takes 1.5 s with 1M rows of 128-d.
 MEASURED_QUERIES = 200
 
 Finish = Callable[[], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Used:
-    """A quantizer in use: the consumers' of that version, or our `own`, which is to do until there is a newer one."""
-
-    quantizer: Quantizer
-    version: int
-    own: bool = False
-
-
-@dataclass(slots=True)
-class Coded:
-    """The first `count` rows of a part are in the lists, with these lists (n,) and codes (n, code bytes)."""
-
-    part: Part
-    lists: NDArray[np.uint32]
-    codes: NDArray[np.uint8]
-    count: int = 0
-
-
-class Appended(NamedTuple):
-    """Of a part whose first row has the number `base` the rows [first, stop) that lived went to the lists.
-
-    `bitmap`: all that lived, as in LiveRows. The number is given along with the part, which may lose it meanwhile.
-    """
-
-    base: int
-    coded: Coded
-    first: int
-    stop: int
-    bitmap: NDArray[np.uint8]
-
-    @property
-    def died_since(self) -> NDArray[np.int64]:
-        live = self.coded.part.live
-        rows = LiveRows(self.bitmap & ~live.bitmap, live.row_count).numbers()
-        return rows[(rows >= self.first) & (rows < self.stop)]
 
 
 class CollectionIndex:
@@ -259,7 +226,7 @@ class CollectionIndex:
         """Whether the lists may take no more rows, or not so many as are to come."""
         taken = lists.memory_bytes
         self.problem = None
-        if taken + _bytes_of(row_count, lists) >= self._bytes_max:
+        if taken + bytes_of(row_count, lists) >= self._bytes_max:
             self.problem = (
                 f"the index takes {taken} bytes (api.index_bytes_max is {self._bytes_max}): rows beyond it are "
                 "compared one by one by every search; raise it, or spread the collection over replicas"
@@ -286,10 +253,10 @@ class CollectionIndex:
     # -- done by the side thread ---------------------------------------------------------------------------
 
     def _code_segment(self, used: Used, lists: Lists, base: int, segment: Segment) -> Finish:
-        coded, is_like = _codes_of(segment, used)
+        coded, is_like = codes_of(segment, used)
         if not is_like:
             return self._note_drift
-        appended = _append(lists, base, coded, 0, segment.row_count)
+        appended = append(lists, base, coded, 0, segment.row_count)
         return self._note_full if appended is None else partial(self._segment_coded, appended)
 
     def _segment_coded(self, appended: Appended) -> None:
@@ -317,12 +284,12 @@ class CollectionIndex:
             first = self._count_of(tail)
             stop = min(tail.row_count, first + left)
             if stop > first:
-                coded = self._coded_of(tail.base, tail) or _room_for(tail, used.quantizer)
+                coded = self._coded_of(tail.base, tail) or room_for(tail, used.quantizer)
                 found = used.quantizer.encode(tail.vectors[first:stop])
-                if not _is_like(used.quantizer, found.error, found.lists):
+                if not is_like(used.quantizer, found.error, found.lists):
                     return partial(self._tails_coded, done, self._note_drift)
                 coded.lists[first:stop], coded.codes[first:stop] = found.lists, found.codes
-                appended = _append(lists, tail.base, coded, first, stop)
+                appended = append(lists, tail.base, coded, first, stop)
                 if appended is None:
                     return partial(self._tails_coded, done, self._note_full)
                 done.append(appended)
@@ -341,23 +308,23 @@ class CollectionIndex:
         """New lists of all parts' living rows, by codes that are known or made now, up to the bound of their memory."""
         started = time.monotonic()
         known = {base: self._coded_of(base, part) if used is self._used else None for base, part in parts.items()}
-        coded = {base: known[base] or _codes_of(part, used)[0] for base, part in parts.items()}
-        stops = {base: _completed(made, used.quantizer) for base, made in coded.items()}
+        coded = {base: known[base] or codes_of(part, used)[0] for base, part in parts.items()}
+        stops = {base: completed(made, used.quantizer) for base, made in coded.items()}
         expected = np.zeros(used.quantizer.lists, np.int64)
         for base, made in coded.items():
             inside = made.lists[: stops[base]]
             expected += np.bincount(inside[inside != OUTLIER], minlength=len(expected))
         lists, done = Lists(used.quantizer, expected, shared=True), list[Appended]()
         for base, made in coded.items():
-            if lists.memory_bytes + _bytes_of(made.part.live.live_count, lists) >= self._bytes_max:
+            if lists.memory_bytes + bytes_of(made.part.live.live_count, lists) >= self._bytes_max:
                 if isinstance(made.part, Tail):
                     break
                 continue
-            appended = _append(lists, base, made, 0, stops[base])
+            appended = append(lists, base, made, 0, stops[base])
             if appended is None:
                 raise MemoryError(f"new lists of {len(expected)} centroids have no room for the rows they are made for")
             done.append(appended)
-        lists.set_coded(_coded_up_to(parts.values(), done))
+        lists.set_coded(coded_up_to(parts.values(), done))
         if used is self._used and self._lists is not None:
             lists.set_parameters(self._lists.parameters)
         seconds = time.monotonic() - started
@@ -383,14 +350,14 @@ class CollectionIndex:
         """Find the search parameters anew, by searches for some of the rows, whose nearest others a scan tells."""
         mirror = ViewMirror(self._view.collection, self._view.place)
         living = lists.entries - lists.dead
-        held_out = _held_out(mirror, MEASURED_QUERIES)
-        if held_out is None:
+        queries = held_out(mirror, MEASURED_QUERIES)
+        if queries is None:
             return partial(self._note_measured, living)
         metric = self._view.collection.metric
         opened = OpenLists(used.quantizer, lists)
-        rank_rows = partial(_ranked, mirror, metric)
+        rank_rows = partial(ranked, mirror, metric)
         start = lists.parameters
-        found = calibration.calibrated(opened, mirror.alive, rank_rows, held_out, self._recall_target, start)
+        found = calibration.calibrated(opened, mirror.alive, rank_rows, queries, self._recall_target, start)
         lists.set_parameters(found)
         name = self._view.collection.name
         logger.info("%s: searches of %d rows find %.3f of the 10 nearest, with %s", name, living, found.recall, found)
@@ -433,109 +400,3 @@ class CollectionIndex:
 def _done(work: Callable[[], None]) -> Finish:
     work()
     return lambda: None
-
-
-def _held_out(mirror: ViewMirror, count: int) -> calibration.HeldOut | None:
-    """Some of the living rows, as queries, and the others nearest to each; None when none lives."""
-    rng = np.random.default_rng(0)
-    while True:
-        moves, snapshot = mirror.moves, mirror.snapshot()
-        living = np.concatenate([part.base + part.live.numbers() for part in snapshot.parts])
-        if mirror.moves == moves:
-            break
-    if not len(living):
-        return None
-    own = np.sort(rng.choice(living, min(count, len(living)), replace=False))
-    queries = np.ascontiguousarray(mirror.vectors[own])
-    found = searcher.scan_all(mirror, queries, CALIBRATION_K + 1).found
-    numbers = np.concatenate([part.numbers for part in found], axis=1)
-    distances = np.concatenate([part.distances for part in found], axis=1)
-    distances = distances if mirror.collection.metric == "l2" else -distances
-    distances[(numbers < 0) | (numbers == own[:, None])] = np.inf
-    nearest = np.argsort(distances, axis=1, kind="stable")[:, : min(CALIBRATION_K, len(living) - 1)]
-    return calibration.HeldOut(queries, own, np.take_along_axis(numbers, nearest, 1))
-
-
-def _ranked(
-    mirror: ViewMirror, metric: Metric, queries: NDArray[np.float32], numbers: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    return rank(mirror.vectors, queries, numbers, metric)
-
-
-def _codes_of(part: Part, used: Used) -> tuple[Coded, bool]:
-    """The codes of all rows that a part has now, and whether its rows are like those that codes are made for.
-
-    Those beside a segment are read, when they are of this version.
-    """
-    quantizer = used.quantizer
-    if isinstance(part, Segment) and part.entry.quantizer == used.version and not used.own:
-        written = _written_beside(part)
-        if written is not None and written[1].shape[1] == quantizer.code_bytes:
-            return Coded(part, *written, part.row_count), _is_like(quantizer, part.entry.error, written[0])
-    coded = _room_for(part, quantizer)
-    coded.count = part.row_count
-    error = _encode(coded, 0, coded.count, quantizer)
-    return coded, _is_like(quantizer, error, coded.lists[: coded.count])
-
-
-def _written_beside(segment: Segment) -> tuple[NDArray[np.uint32], NDArray[np.uint8]] | None:
-    """The codes beside a segment; None when they are gone, because a newer manifest names newer ones."""
-    try:
-        return segment.codes
-    except (CorruptCheckpoint, StoreUnavailable):
-        return None
-
-
-def _encode(coded: Coded, first: int, stop: int, quantizer: Quantizer) -> float:
-    """Make the codes of rows [first, stop); their largest error."""
-    error = 0.0
-    for start in range(first, stop, CODED_ROWS_MAX):
-        end = min(stop, start + CODED_ROWS_MAX)
-        found = quantizer.encode(coded.part.vectors[start:end])
-        coded.lists[start:end], coded.codes[start:end] = found.lists, found.codes
-        error = max(error, found.error)
-    return error
-
-
-def _completed(coded: Coded, quantizer: Quantizer) -> int:
-    """Make the codes of all rows a part has now, for the tails after it may be coded already; how many they are."""
-    stop = coded.part.row_count
-    _encode(coded, coded.count, stop, quantizer)
-    return stop
-
-
-def _is_like(quantizer: Quantizer, error: float, lists: NDArray[np.uint32]) -> bool:
-    """Whether rows in these lists, whose codes have this error, are like those that the quantizer was trained on."""
-    outliers = int(np.count_nonzero(lists == OUTLIER))
-    return error <= quantizer.error_max and outliers <= max(OUTLIERS_FEW, OUTLIERS_SHARE * len(lists))
-
-
-def _room_for(part: Part, quantizer: Quantizer) -> Coded:
-    rows = part.capacity if isinstance(part, Tail) else part.row_count
-    return Coded(part, np.empty(rows, np.uint32), np.empty((rows, quantizer.code_bytes), np.uint8))
-
-
-def _append(lists: Lists, base: int, coded: Coded, first: int, stop: int) -> Appended | None:
-    """Add the living ones of rows [first, stop) of a part; None when there is no room for them."""
-    live = coded.part.live
-    appended = Appended(base, coded, first, stop, live.bitmap.copy())
-    rows = LiveRows(appended.bitmap, live.row_count).numbers()
-    rows = rows[(rows >= first) & (rows < stop)]
-    return appended if lists.append(coded.lists[rows], coded.codes[rows], base + rows) else None
-
-
-def _bytes_of(row_count: int, lists: Lists) -> int:
-    """Memory that so many more rows take, at least."""
-    return row_count * (lists.place.code_bytes + 8)
-
-
-def _coded_up_to(parts: Iterable[Part], done: Sequence[Appended]) -> int:
-    """How many of all rows that tails ever had are in the lists, one after the other."""
-    stops = {appended.base: appended.stop for appended in done}
-    up_to = 0
-    for tail in (part for part in parts if isinstance(part, Tail)):
-        stop = stops.get(tail.base, 0)
-        up_to = tail.start + stop
-        if stop < tail.row_count:
-            break
-    return up_to

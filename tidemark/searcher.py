@@ -111,7 +111,7 @@ def search(view: ViewMirror, queries: NDArray[np.float32], k: int, effort: float
     """The k nearest live rows of each prepared query (nq, dimension), over all partitions of the view."""
     if exact or view.collection.index.kind == "flat":
         return answer(view, len(queries), k, lambda asked: scan_all(view, queries, asked))
-    return answer(view, len(queries), k, lambda asked: _search(view, queries, k, effort))
+    return answer(view, len(queries), k, lambda asked: _search(view, queries, asked, effort))
 
 
 def answer(view: ViewMirror, query_count: int, k: int, look: Callable[[int], Looked]) -> Answer:

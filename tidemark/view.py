@@ -16,9 +16,7 @@ Knows nothing of Kafka, manifests or HTTP. Reading is in `searcher.py`.
 
 import contextlib
 import time
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -28,7 +26,9 @@ from numpy.typing import NDArray
 from tidemark import layout
 from tidemark.collection import Collection
 from tidemark.id_index import IdIndex
+from tidemark.id_sequences import Ids, Joined, Ordered
 from tidemark.live_rows import LiveRows
+from tidemark.partition_state import PartitionState, delete_bytes_of
 from tidemark.record import Batch, hash_ids
 from tidemark.row_space import RowSpace
 from tidemark.rows import Rows, concatenate
@@ -54,56 +54,12 @@ TAIL_ROWS_MIN, TAIL_ROWS_MAX = 1_024, 665_600
 # When fewer of a full tail's rows live, they go to the newest tail, and its memory is given back.
 LIVE_SHARE_MIN = 0.25
 DIGEST_MODULUS = 2**64
-# What CPython takes for a row's entry in the dictionary of recent ids, and for a delete beside its id.
-RECENT_BYTES, DELETE_BYTES = 160, 112
 # A process that opened segments may read them for so long after they were replaced.
 RECLAIMED_AFTER_S = 60.0
 
 # Files of a segment that its directory may lack: a reader is told whether they are there.
 _SEARCHED_FILES = (layout.OUTLIERS, layout.META)
 Part = Segment | Tail
-
-
-@dataclass(slots=True)
-class PartitionState:
-    """One partition of a view, as of its position (the next offset to apply); written by the view's thread only.
-
-    `tail_rows`, `tail_bytes`: what no segment holds yet. `segments` are in the order of the log but for merged ones.
-    """
-
-    number: int
-    position: int = 0
-    digest: int = 0
-    leader_epoch: int = -1
-    segments: tuple[Segment, ...] = ()
-    live_rows: int = 0
-    tail_rows: int = 0
-    row_bytes: int = 0
-    delete_bytes: int = 0
-    recent: dict[bytes, int] = field(default_factory=dict)
-    deletes: list[tuple[int, bytes]] = field(default_factory=list)
-    checkpoint: int = 0  # `deletes` has all that was deleted from this position on
-    held_from: int = 0  # the tails hold all living rows that were applied from this position on
-
-    @property
-    def kept_deletes(self) -> int:
-        """Deletes that no checkpoint holds yet: they are kept in memory as rows are."""
-        return len(self.deletes)
-
-    @property
-    def tail_bytes(self) -> int:
-        """Memory of the rows that no segment holds yet, their ids and metadata, and of the deletes."""
-        return self.row_bytes + RECENT_BYTES * self.tail_rows + self.delete_bytes
-
-    @property
-    def dead_rows(self) -> int:
-        held = sum(segment.row_count for segment in self.segments) + self.tail_rows
-        return max(0, held - self.live_rows)
-
-    def forget_deletes(self, before: int) -> None:
-        """Those before a position are in a checkpoint now."""
-        self.deletes = [(at, id_) for at, id_ in self.deletes if at > before]
-        self.delete_bytes = _bytes_of([id_ for _, id_ in self.deletes])
 
 
 class View:
@@ -219,7 +175,7 @@ class View:
         hashes = np.concatenate([batch.hashes, batch.deleted_hashes])
         partitions = np.concatenate([batch.partitions, batch.deleted_partitions])
         at, numbers = self._ids.find(hashes)
-        return self._holding(numbers, partitions[at], _Joined(batch.ids, batch.deleted_ids), at)
+        return self._holding(numbers, partitions[at], Joined(batch.ids, batch.deleted_ids), at)
 
     def _holding(
         self, numbers: NDArray[np.int64], partitions: NDArray[np.int32], ids: Sequence[bytes], at: NDArray[np.int64]
@@ -246,7 +202,7 @@ class View:
         for id_ in ids:
             state.recent.pop(id_, None)
         state.deletes += [(position, id_) for id_ in ids]
-        state.delete_bytes += _bytes_of(ids)
+        state.delete_bytes += delete_bytes_of(ids)
 
     def _append(self, batch: Batch) -> None:
         done, count = 0, len(batch.ids)
@@ -618,7 +574,7 @@ class View:
         deleted = [id_ for _, id_ in state.deletes]
         hashes = np.concatenate([*(tail.hashes[some] for tail, some in rows), hash_ids(deleted)])
         order = np.argsort(hashes)
-        ids = _Ordered(_Ids(rows, deleted), order)
+        ids = Ordered(Ids(rows, deleted), order)
         for segment in segments:
             if len(found := segment.find(hashes[order], ids)):
                 dead = np.unique(found)
@@ -645,51 +601,3 @@ def _partitions_of(part: Part, rows: NDArray[np.int64]) -> NDArray[np.int32]:
     if isinstance(part, Segment):
         return np.full(len(rows), part.partition, np.int32)
     return part.partitions[rows]
-
-
-class _Joined(Sequence[bytes]):
-    """Two lists, one after the other."""
-
-    def __init__(self, first: Sequence[bytes], second: Sequence[bytes]) -> None:
-        self._first, self._second = first, second
-
-    def __len__(self) -> int:
-        return len(self._first) + len(self._second)
-
-    def __getitem__(self, at: Any) -> Any:
-        return self._first[at] if at < len(self._first) else self._second[at - len(self._first)]
-
-
-class _Ordered(Sequence[bytes]):
-    """Ids in another order; read one by one, for few are asked for."""
-
-    def __init__(self, ids: Sequence[bytes], order: NDArray[np.int64]) -> None:
-        self._ids, self._order = ids, order
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def __getitem__(self, at: Any) -> Any:
-        return self._ids[int(self._order[at])]
-
-
-class _Ids(Sequence[bytes]):
-    """The ids of some rows of tails, then those of deletes."""
-
-    def __init__(self, rows: Sequence[tuple[Tail, NDArray[np.int64]]], deleted: Sequence[bytes]) -> None:
-        self._rows, self._deleted = rows, deleted
-        self._ends = np.cumsum([len(some) for _, some in rows]).tolist()
-
-    def __len__(self) -> int:
-        return int(self._ends[-1]) + len(self._deleted)
-
-    def __getitem__(self, row: Any) -> Any:
-        number = bisect_right(self._ends, row)
-        if number == len(self._rows):
-            return self._deleted[row - self._ends[-1]]
-        tail, some = self._rows[number]
-        return tail.id_of(int(some[row - (self._ends[number - 1] if number else 0)]))
-
-
-def _bytes_of(deleted: Sequence[bytes]) -> int:
-    return sum(map(len, deleted)) + DELETE_BYTES * len(deleted)
