@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 
 from tests.messages import delete, upsert
+from tests.view_logs import Disk
 from tests.views import apply, codes_made, opened, quantizer_of
 from tidemark import searcher
 from tidemark.collection import Collection, IndexKind, IndexParameters
 from tidemark.collection_index import CollectionIndex
 from tidemark.errors import BadQuery
+from tidemark.live_rows import LiveRows
 from tidemark.manifest import SegmentEntry
 from tidemark.mirror import Snapshot, ViewMirror
 from tidemark.record import decode
@@ -409,3 +411,28 @@ def test_a_cosine_query_is_normalised_whatever_its_length() -> None:
     for scale in (1e-40, 1, 3e38):
         prepared = searcher.prepare_queries(np.array([[scale, 0, 0, 0]], np.float32), collection)
         assert prepared == pytest.approx(np.array([[1, 0, 0, 0]]))
+
+
+@pytest.mark.parametrize("what", ["page", "exact"])
+def test_a_page_and_an_exact_search_end_though_rows_of_another_partition_die_all_the_while(
+    what: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    collection = Collection(name="c", topic="t", dimension=2, metric="l2")
+    view = opened(collection, (0, 1))
+    apply(view, [upsert(offset, b"%d" % offset, [float(offset), 0.0]) for offset in range(50)])
+    Disk(tmp_path).save(view)
+    mirror, numbers, looks = ViewMirror(collection, view.place), LiveRows.numbers, itertools.count()
+
+    def slow(live: LiveRows) -> Any:
+        """A batch is applied in the time that it takes to list the rows that live."""
+        look = next(looks)
+        assert look < 20, "begins again and again"
+        apply(view, [upsert(look, b"x", [-1.0, 0.0], partition=1)])
+        return numbers(live)
+
+    monkeypatch.setattr(LiveRows, "numbers", slow)
+    if what == "page":
+        assert len(list(searcher.scan(mirror, None, 20))) == 20
+    else:
+        found = searcher.search(mirror, np.zeros((1, 2), np.float32), 20, exact=True)
+        assert len(found.hits[0]) == 20

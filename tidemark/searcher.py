@@ -196,13 +196,9 @@ def newest(view: ViewMirror, coded: int) -> tuple[Snapshot, NDArray[np.int64]]:
 
 def scan_all(view: ViewMirror, queries: NDArray[np.float32], k: int) -> Looked:
     """The k nearest of each part to each query, of the rows that lived at one moment, and the parts."""
-    while True:
-        kills, moves, snapshot = view.kills, view.moves, view.snapshot()
-        living = [part.live.numbers() for part in snapshot.parts]
-        if (view.kills, view.moves) == (kills, moves):
-            break
-    parts = [(part, live) for part, live in zip(snapshot.parts, living, strict=True) if len(live)]
-    return Looked(snapshot, [scan_part(part, live, queries, k, view) for part, live in parts], Plan("exact"))
+    snapshot, living = view.living()
+    parts = [(part, rows) for part, live in living if len(rows := live.numbers())]
+    return Looked(snapshot, [scan_part(part, rows, queries, k, view) for part, rows in parts], Plan("exact"))
 
 
 def scan_part(part: Part, live: NDArray[np.int64], queries: NDArray[np.float32], k: int, view: ViewMirror) -> Found:
@@ -285,17 +281,16 @@ def scan(view: ViewMirror, after: tuple[int, int] | None, limit: int) -> Iterato
 
 def _page(view: ViewMirror, partition: int, start: int, limit: int) -> list[Hit]:
     """The first live rows from an offset on, each id once: until a row that was replaced is killed both live."""
-    asked = limit
+    asked, living = limit, view.living(partition)[1]
     while True:
-        kills, moves, snapshot = view.kills, view.moves, view.snapshot()
         found: list[tuple[int, Part, int]] = []
-        for part in snapshot.parts:
-            rows = _live_of(part, partition)
+        for part, live in living:
+            rows = live.numbers()
+            if isinstance(part, Tail):
+                rows = rows[part.partitions[rows] == partition]
             rows = rows[part.offsets[rows] >= start]
             rows = rows[np.argsort(part.offsets[rows], kind="stable")[:asked]]
             found += [(int(part.offsets[row]), part, int(row)) for row in rows]
-        if (view.kills, view.moves) != (kills, moves):
-            continue
         found.sort(key=lambda entry: entry[0])
         hits: dict[tuple[int, bytes], Hit] = {}
         for _, part, row in found[:asked]:
@@ -303,9 +298,3 @@ def _page(view: ViewMirror, partition: int, start: int, limit: int) -> list[Hit]
         if len(hits) >= limit or len(found) < asked:
             return list(hits.values())[:limit]
         asked *= 2
-
-
-def _live_of(part: Part, partition: int) -> NDArray[np.int64]:
-    if isinstance(part, Tail):
-        return part.rows_of(partition)
-    return part.live.numbers() if part.partition == partition else np.empty(0, np.int64)
