@@ -70,6 +70,22 @@ def test_however_many_rows_are_dead_those_alive_are_found_and_no_others(share: f
             assert recall(graph, rows, rows[:20], k, alive) >= TARGET
 
 
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize(("vectors", "copies"), [(1, 300), (10, 64), (10, 300)])
+def test_many_rows_of_one_vector_do_not_hide_the_others(vectors: int, copies: int, zero: bool) -> None:
+    rng = np.random.default_rng(0)
+    repeated = rng.standard_normal((vectors, 7)).astype(np.float32) * np.float32(not zero or vectors > 1)
+    rows = np.concatenate([rng.standard_normal((3_000, 7)), np.repeat(repeated, copies, axis=0)]).astype(np.float32)
+    rows = np.ascontiguousarray(rows[rng.permutation(len(rows))])
+    graph, alive = Graph.build(rows, "l2", PARAMETERS, seed=1), np.ones(len(rows), np.bool_)
+    queries = np.ascontiguousarray(rng.standard_normal((200, 7)), np.float32)
+    truth, answers = exact.exact_search(rows, queries, 10, "l2")[1], found(graph, rows, queries, 10)
+    far = np.linalg.norm(rows[truth[:, -1]] - queries, axis=1) * 1.00001
+    assert np.mean(np.linalg.norm(rows[answers] - queries[:, None], axis=2) <= far[:, None]) >= TARGET
+    at_copies = found(graph, rows, repeated, copies, alive)
+    assert (rows[at_copies] == repeated[:, None]).all()
+
+
 @pytest.mark.parametrize("metric", ["l2", "ip"])
 @pytest.mark.parametrize("name", odd_rows())
 def test_any_rows_can_be_built_and_searched(metric: Metric, name: str) -> None:

@@ -2,7 +2,8 @@
 
 Invariant: it answers row numbers of the rows it was built over, in their order, and is only ever read from bytes whose
 checksum was verified (FAISS accepts flipped bits: it checks structure, not content). Rows far beyond the others
-(`outliers.py`) are not in it: they are candidates of every search. Knows nothing of ids, files' names or Kafka.
+(`outliers.py`) and all but a few of the rows that are equal (`copies.py`) are not in it: these, here called outliers
+both, are candidates of every search. Knows nothing of ids, files' names or Kafka.
 """
 
 import math
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemark.ann import calibration, exact, hnsw
+from tidemark.ann.copies import surplus_copies
 from tidemark.ann.outliers import Bulk
 from tidemark.ann.parameters import CALIBRATION_K, SearchParameters
 from tidemark.collection import IndexParameters, Metric
@@ -43,7 +45,9 @@ class Graph:
     @classmethod
     def build(cls, rows: NDArray[np.float32], metric: Metric, parameters: IndexParameters, seed: int) -> "Graph":
         """Over at least 64 float32 rows (n, dimension), and calibrated; all threads of FAISS are used."""
-        outliers = Bulk.of(rows, seed).outliers(rows)
+        outliers = np.union1d(
+            Bulk.of(rows, seed).outliers(rows), surplus_copies(rows, most=parameters.m, least=ROWS_LEAST)
+        )
         index = faiss.IndexHNSWFlat(rows.shape[1], parameters.m, exact.faiss_metric(metric))
         index.hnsw.efConstruction = parameters.ef_construction
         # One add per segment: each allocates a lock per row.
