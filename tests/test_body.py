@@ -13,9 +13,10 @@ from starlette.types import Message, Receive
 
 from api import schemas, search
 from api.body import LARGE_BYTES, Bodies
+from tests.views import opened
 from tidemark.collection import Collection
 from tidemark.errors import BadQuery, Overloaded
-from tidemark.view import View
+from tidemark.mirror import ViewMirror
 
 
 def sent(body: bytes) -> Receive:
@@ -94,10 +95,11 @@ def test_the_vectors_of_a_large_write_are_left_for_later() -> None:
 
 
 def test_an_answer_that_takes_long_to_write_is_made_in_the_pool() -> None:
-    view = View(Collection(name="c", topic="t", dimension=128, metric="l2"), 0)
+    view = opened(Collection(name="c", topic="t", dimension=128, metric="l2"))
+    mirror = ViewMirror(view.collection, view.place)
 
     def inline(queries: int, **asked: Any) -> bool:
-        return search._numbers([view], queries, schemas.SearchRequest(**asked)) <= search.INLINE_NUMBERS_MAX
+        return search._numbers(mirror, queries, schemas.SearchRequest(**asked)) <= search.INLINE_NUMBERS_MAX
 
     assert inline(1, k=10) and inline(1, k=100) and inline(10, k=10)
     assert not inline(1, k=1_000)
