@@ -129,7 +129,7 @@ def test_a_space_of_any_dimension_has_addresses_and_takes_no_memory(dimension: i
 
     before = resident()
     rows, vectors = RowSpace(dimension, shared=True), VectorSpace(dimension, capacity_of(dimension))
-    assert rows.capacity == len(vectors.vectors) >= 2**27
+    assert rows.capacity == len(vectors.vectors) >= 2**22
     assert vectors.vectors[rows.capacity - 1].max() == 0
     assert resident() - before < 2**23
 
@@ -281,6 +281,12 @@ def test_an_empty_part_is_mapped_as_nothing(tmp_path: Path) -> None:
     space = VectorSpace(8, 4 * ALIGNMENT)
     assert space.map_file(0, written(tmp_path / "none", 0, 8), 0)
     assert space.vectors.max() == 0
+
+
+@pytest.mark.parametrize("dimension", [128, 768, 4_096])
+def test_a_process_has_addresses_for_twenty_collections_while_all_generations_are_switched(dimension: int) -> None:
+    spaces = [VectorSpace(dimension, capacity_of(dimension)) for _ in range(40)]
+    assert len(spaces) == 40
 
 
 def test_addresses_that_a_process_may_not_have_are_an_error_with_the_limits() -> None:

@@ -29,9 +29,9 @@ from tidemark.shared_memory import Region
 
 ALIGNMENT = 1024
 # At most so many rows (their bits are 1 GiB, of which only what is used takes memory), and so many bytes of vectors:
-# a quarter of the addresses that a process has.
+# a process has addresses for some 60 such spaces, and needs two for a collection while its generation is switched.
 ROWS_MAX = 2**33
-ADDRESS_BYTES_MAX = 2**45
+ADDRESS_BYTES_MAX = 2**41
 
 # Linux, as mmap(2) names them; Python does not have all of them.
 _MAP_FIXED = 0x10
