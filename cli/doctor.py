@@ -104,6 +104,7 @@ class _Looking:
             if self._identity is not None:
                 self._look("log", self._log)
                 self._look("consumer", self._consumer)
+                self._look("consumer runs", self._runs)
                 self._look("consumer group", self._in_group)
             self._look("one id, one partition", self._placed)
             self._look("partitioner", self._partitioner)
@@ -191,6 +192,19 @@ class _Looking:
         if said:
             raise _NotWell("; ".join(f"of partition {number} it says: {word}" for number, word in said), "")
         return f"group {self._group!r} tells no problem of any partition"
+
+    def _runs(self) -> str:
+        """Nobody in the group is no problem while every record is in a checkpoint."""
+        members = self._topics.members(self._group)
+        ends = self._topics.ends([(self._collection.topic, number) for number in self._checkpoints])
+        positions = {number: manifest.position for number, (_, manifest) in self._checkpoints.items()}
+        waiting = sum(max(0, end - positions[number]) for (_, number), end in ends.items())
+        if waiting and not members:
+            raise _NotWell(
+                f"nobody is in group {self._group!r}, and {waiting} offsets are in no checkpoint",
+                "start the consumer; when it runs, compare its kafka.bootstrap.servers and consumer.group with these",
+            )
+        return f"group {self._group!r} has {members} in it, {waiting} offsets are in no checkpoint yet"
 
     def _in_group(self) -> str:
         """A checkpoint is made before its offset is committed: one that was committed beyond it is another's."""

@@ -54,11 +54,11 @@ def test_a_deployment_that_is_well_is_exit_code_0(deploy: Callable[..., Deployme
     assert (code, found["well"], found["ids_in_two_partitions"]) == (0, True, [])
     assert list(findings) == [
         *("topic", "dead-letter topic", "checkpoint directory", "manifests", "log", "consumer"),
-        *("consumer group", "one id, one partition", "partitioner"),
+        *("consumer runs", "consumer group", "one id, one partition", "partitioner"),
     ]
     assert "none of 700 rows" in findings["one id, one partition"]["message"]
     code, output, _ = tidemark("doctor", "--config", str(made.config))
-    assert (code, output.count("ok  "), "PROBLEM" in output) == (0, 9, False)
+    assert (code, output.count("ok  "), "PROBLEM" in output) == (0, 10, False)
 
 
 def test_what_the_consumer_tells_of_a_partition_is_found(deploy: Callable[..., Deployment], tidemark: Tidemark) -> None:
@@ -75,6 +75,21 @@ def test_what_the_consumer_tells_of_a_partition_is_found(deploy: Callable[..., D
     code, _, findings = diagnosed(made, tidemark)
     assert (code, findings["consumer"]["well"]) == (1, False)
     assert findings["consumer"]["message"] == "of partition 1 it says: the disk is full"
+
+
+def test_records_that_wait_while_no_consumer_runs_are_a_problem(
+    deploy: Callable[..., Deployment], tidemark: Tidemark
+) -> None:
+    made = deploy(partitions=PARTITIONS)
+    write(made, keys(0, 30), "murmur2", 1.0)
+    consumer = made.start("consumer")
+    made.wait_until_checkpointed()
+    consumer.terminate()
+    assert diagnosed(made, tidemark)[2]["consumer runs"]["well"], "all is in a checkpoint"
+    write(made, keys(30, 7), "murmur2", 1.0)
+    code, _, findings = diagnosed(made, tidemark)
+    assert (code, findings["consumer runs"]["well"]) == (1, False)
+    assert "and 7 offsets are in no checkpoint" in findings["consumer runs"]["message"]
 
 
 def test_another_deployment_in_the_same_group_is_noticed(deploy: Callable[..., Deployment], tidemark: Tidemark) -> None:

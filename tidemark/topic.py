@@ -172,3 +172,17 @@ class Topics:
             self._groups[group] = GroupOffsets(self._settings, group)
         offsets = self._groups[group]
         return self._ask("reading committed offsets", lambda: offsets.of(partitions, self._timeout_s))  # type: ignore[no-any-return]
+
+    def members(self, group: str) -> int:
+        """How many clients are in a consumer group; 0 when there is no such group."""
+
+        def question() -> int:
+            asked = self._admin.describe_consumer_groups([group], request_timeout=self._timeout_s)
+            try:
+                return len(asked[group].result().members)
+            except KafkaException as error:
+                if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
+                    return 0
+                raise
+
+        return self._ask(f"describing group {group!r}", question)  # type: ignore[no-any-return]
