@@ -606,3 +606,12 @@ def test_a_search_calls_faiss_as_often_for_many_segments_of_many_partitions_as_f
         assert sum(n for name, n in calls.items() if "search_preassigned" in name) == 1
         assert sum(n for name, n in calls.items() if "by_idx" in name) == 1
     assert counts[0] == counts[1]
+
+
+def test_lists_are_made_however_many_rows_are_outliers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tidemark.ann.lists.OUTLIERS_LEAST", 10)
+    replica = Replica()
+    replica.put(VECTORS[:1_000] + np.float32(1e6))
+    replica.coded(VECTORS[:ROWS])
+    assert replica.index.lists is not None and replica.index.lists.outliers == 1_000
+    assert replica.recall(VECTORS[:5] + np.float32(1e6)) == 1

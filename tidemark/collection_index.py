@@ -314,7 +314,8 @@ class CollectionIndex:
         for base, made in coded.items():
             inside = made.lists[: stops[base]]
             expected += np.bincount(inside[inside != OUTLIER], minlength=len(expected))
-        lists, done = Lists(used.quantizer, expected, shared=True), list[Appended]()
+        outliers = sum(stops.values()) - int(expected.sum())
+        lists, done = Lists(used.quantizer, expected, shared=True, outliers=outliers), list[Appended]()
         for base, made in coded.items():
             if lists.memory_bytes + bytes_of(made.part.live.live_count, lists) >= self._bytes_max:
                 if isinstance(made.part, Tail):

@@ -8,10 +8,6 @@ Knows nothing of where its part lies (`row_space.py`), nor what its rows hold. U
 import numpy as np
 from numpy.typing import NDArray
 
-# While no more of its rows are dead an index is taken to lead a search, for what it is estimated to cost; beyond,
-# it may find too few, and a segment is soon built anew (merge_policy.py).
-DEAD_SHARE_LED = 0.2
-
 # The byte with only one bit cleared, by its number.
 _ALL_BUT = (~(np.uint8(1) << np.arange(8, dtype=np.uint8))).astype(np.uint8)
 

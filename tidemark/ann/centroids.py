@@ -210,10 +210,6 @@ class Centroids:
             lists = lists[nearest(squares[lists], most)]
         return lists
 
-    def nearest_lists(self, queries: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-        """The `count` nearest lists of each query (nq, width), padded with -1."""
-        return padded([nearest(squares, min(self.lists, count)) for squares in self.squares(queries)])
-
 
 def padded(found: list[NDArray[np.int64]]) -> NDArray[np.int64]:
     """Lists of list numbers as one array, padded with -1 to a multiple of `LISTS_STEP`."""

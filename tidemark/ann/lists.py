@@ -30,7 +30,7 @@ OUTLIER = np.uint32(0xFFFFFFFF)
 GROWTH, ROOM_LEAST = 16, 65_536
 # Address space, of which little is ever taken: a process has 2**47.
 BYTES_MAX = 2**44
-# Room for outliers: so many, and this share of the rows expected.
+# Room for outliers: so many, twice those that are expected, and this share of the other rows.
 OUTLIERS_LEAST, OUTLIERS_SHARE = 2**20, 1 / 8
 # Codes of so many rows are rearranged at a time: they stay in the caches.
 _BLOCK_CODES = 2_048
@@ -91,10 +91,10 @@ class Memory:
 class Lists:
     """The writer's side; one thread appends and sets, and one, perhaps another, notes what died."""
 
-    def __init__(self, quantizer: "Quantizer", expected: NDArray[np.int64], shared: bool) -> None:
-        """`expected` (lists,): how many rows each list is to hold soon."""
+    def __init__(self, quantizer: "Quantizer", expected: NDArray[np.int64], shared: bool, outliers: int = 0) -> None:
+        """`expected` (lists,): how many rows each list is to hold soon, beside so many `outliers`."""
         rooms = _rooms(expected, quantizer.code_bytes)
-        outliers_room = OUTLIERS_LEAST + int(OUTLIERS_SHARE * expected.sum())
+        outliers_room = OUTLIERS_LEAST + 2 * outliers + int(OUTLIERS_SHARE * expected.sum())
         place = Place(None, quantizer.lists, quantizer.code_bytes, int(rooms.sum()), outliers_room)
         region = Region(Memory.size(place), shared)
         region.take_small_pages()
