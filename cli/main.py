@@ -150,20 +150,21 @@ def search(
     vector_file: Annotated[Path | None, typer.Option(help="An .npy file with one vector.")] = None,
     id: Annotated[str | None, typer.Option(help="The id of a stored row.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many hits.")] = 10,
+    filter: Annotated[str | None, typer.Option(help="JSON: only rows that match (docs/filters.md).")] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Scan every row instead of using the indexes.")] = False,
     api: Api = None,
     as_json: AsJson = False,
 ) -> None:
     """Find the nearest rows.
 
-    Example: tidemark search docs --text "parse a json string"
+    Example: tidemark search docs --text "parse a json string" --filter '{"kind": "function"}'
     """
     from cli.remote_api import ask, path_of
-    from cli.search import query, shown
+    from cli.search import filter_, query, shown
     from cli.table import console
 
     path = path_of(collection, "search")
-    body = {**query(collection, text, vector, vector_file, id), "k": k, "exact": exact}
+    body = {**query(collection, text, vector, vector_file, id), **filter_(filter), "k": k, "exact": exact}
     if as_json:
         typer.echo(ask("POST", path, api, body, read=json.dumps))
     else:

@@ -32,6 +32,23 @@ def query(collection: str, text: str | None, vector: str | None, file: Path | No
     return {"vector": _from_file(file)}
 
 
+def filter_(given: str | None) -> dict[str, Any]:
+    """The part of the request that says which rows are searched, none without one; raises WrongUsage.
+
+    What a filter may say is the api's to know.
+    """
+    if given is None:
+        return {}
+    try:
+        found = json.loads(_text("--filter", given))
+        json.dumps(found, allow_nan=False)
+    except (ValueError, RecursionError) as error:
+        raise WrongUsage(f'--filter is not JSON ({error}): write it as \'{{"module": "json"}}\'') from None
+    if not isinstance(found, dict):
+        raise WrongUsage('--filter is not a JSON object: write it as \'{"module": "json"}\'')
+    return {"filter": found}
+
+
 def _text(option: str, given: str) -> str:
     """What was typed, when it is text: the shell hands on any bytes, and Python reads them by the locale."""
     raw = os.fsencode(given)

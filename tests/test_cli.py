@@ -282,6 +282,11 @@ def test_a_search_takes_a_vector_file_or_an_id_and_gives_json(api: str, tidemark
         (["--vector", "nonsense"], "--vector is not JSON"),
         (["--vector-file", "nope.npy"], "--vector-file nope.npy: cannot be read"),
         (["--text", "json"], "--text works for the sample data of `tidemark up` only"),
+        (["--id", "row-1", "--filter", "kind=b"], "--filter is not JSON"),
+        (["--id", "row-1", "--filter", '{"a": NaN}'], "--filter is not JSON"),
+        (["--id", "row-1", "--filter", '{"a": 1e999}'], "--filter is not JSON"),
+        (["--id", "row-1", "--filter", "[" * 100_000], "--filter is not JSON"),
+        (["--id", "row-1", "--filter", "[1]"], "--filter is not a JSON object"),
     ],
 )
 def test_a_query_that_cannot_be_answered_is_wrong_usage(
