@@ -31,6 +31,7 @@ from tidemark.settings import Settings, load
 from tidemark.topic import Topics
 
 STILL_S = 5.0  # nothing is being built or merged when segments have stayed the same for so long
+BUSY_S = 0.05  # of CPU in half a second: it does more than wait for a job
 STOP_S = 30
 LOG_SHOWN = 2_000  # characters of each service's, when it has ended
 _ROLES = {"api": "follower", "api.worker": "worker", "consumer": "consumer", "consumer.build": "builder"}
@@ -130,14 +131,16 @@ class Deployment:
                 time.sleep(0.05)
 
     def settle(self) -> None:
-        """Until all that is in memory is in a checkpoint, and nothing is being built or merged."""
+        """Until nothing is being built, merged or trained: nothing new is told, and the builder takes no core."""
         with self._asking() as ask:
-            still, known = time.perf_counter(), None
+            still, known, built = time.perf_counter(), None, 0.0
             while time.perf_counter() - still < STILL_S:
                 self.check()
-                found = ask("")["segments"]
-                if found != known:
+                told, spent = ask(""), self.cpu_s().get("builder", 0.0)
+                found = told["segments"], told.get("index")
+                if found != known or spent - built > BUSY_S:
                     still, known = time.perf_counter(), found
+                built = spent
                 time.sleep(0.5)
 
     def index_state(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A topic of 12 partitions with a million rows, end to end: recall, restart, and what the index costs a row.
 
 Part of `make bench`; by itself, `python -m benchmarks.partitioned`. The rows come in three parts, each settled before
-the next: 6 %, then five times as many, for which the quantizer is trained again, then the rest, for which it is not.
+the next: 6 %, then up to half of them, for which the quantizer is trained again, then the rest, for which it is not.
 `index_cpu_us_a_row` is of the third part: the CPU time of all processes from its first record until nothing is being
 built any more, less that of the same rows under kind `flat`, which are applied, checkpointed and never indexed. What a
 training takes is in `building.py`.
@@ -25,7 +25,7 @@ from benchmarks.report import shown
 from tidemark.collection import IndexKind
 
 PARTITIONS = 12
-PARTS = (0.06, 0.3, 1.0)  # of all rows, those that are there after each part
+PARTS = (0.06, 0.5, 1.0)  # of all rows, those that are there after each part
 SERVICES = ("follower", "worker", "consumer", "builder")
 
 
