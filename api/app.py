@@ -19,7 +19,8 @@ from msgspec.structs import asdict
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
-from api import lag, problems, schemas
+from api import lag, problems, requests, schemas
+from api.answers import name_missing
 from api.body import BYTES, JSON, Bodies, media_type
 from api.docs_page import docs_page
 from api.edge import Edge
@@ -28,7 +29,7 @@ from api.filter_schemas import SCHEMAS
 from api.metrics import Metrics
 from api.mirror import Replica, Served
 from api.pages import PageAsked, page, record
-from api.search import Searches, name_missing
+from api.search import Searches
 from api.search_route import SEARCH_ROUTE, SearchRoute
 from api.writes import Writes
 from tidemark import __version__, errors
@@ -126,7 +127,7 @@ def _add_collections(app: FastAPI, replica: Replica, searches: Searches, writes:
         if not media_type(request.scope, JSON):
             # A page in a browser may send anything but JSON across origins without asking first.
             raise HTTPException(415, f"send the header content-type: {JSON}")
-        asked = await bodies.decoded(request.receive, schemas.write_request)
+        asked = await bodies.decoded(request.receive, requests.write_request)
         with searches.under_way, searches.for_others:
             positions = await writes.write(collection.follower(), asked, searches.for_others.seldom)
         done = {str(partition): position for partition, position in positions.items()}

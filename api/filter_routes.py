@@ -12,10 +12,12 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from api import filter_schemas
+from api.answers import name_missing
 from api.body import JSON, Bodies, media_type
-from api.filter_schemas import DELETES_MAX, CountRequest, DeleteRequest, FacetsRequest, filter_to_delete_by, path_of
+from api.filter_schemas import DELETES_MAX, CountRequest, DeleteRequest, FacetsRequest, filter_to_delete_by
 from api.mirror import FollowerMirror, Missing, Served
-from api.search import Searches, name_missing
+from api.requests import path_of
+from api.search import Searches
 from api.writes import Placed, Writes
 from tidemark.filters.grammar import Filter
 from tidemark.filters.parsing import parse

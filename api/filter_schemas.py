@@ -6,18 +6,17 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta
 
-from api.schemas import AllowPartial, Missing, Partition, Position, decoded
+from api.requests import decoded
+from api.schemas import AllowPartial, Condition, Missing, Partition, Position
 from tidemark.errors import BadQuery
-from tidemark.filters.grammar import Filter, Path, leaves
+from tidemark.filters.grammar import Filter, leaves
 from tidemark.filters.parsing import parse
-from tidemark.filters.paths import parse_path
 
 FACETS_MAX = 1_000
 # Records of one delete by filter, as many as of one write.
 DELETES_MAX = 10_000
 
 T = TypeVar("T")
-Condition = Annotated[Any, Meta(description="which rows, in the grammar of docs/filters.md")]
 MinPositions = Annotated[
     dict[Partition, Position] | None, Meta(description="answer only when these positions are reached, else 412")
 ]
@@ -114,11 +113,3 @@ def filter_to_delete_by(document: Any) -> Filter:
     if next(leaves(found), None) is None:
         raise BadQuery("filter: has no condition and would delete every row: give one, or delete the rows by id")
     return found
-
-
-def path_of(text: str, parameter: str) -> Path:
-    """A path as it is written in a parameter; raises BadQuery."""
-    try:
-        return parse_path(text)
-    except ValueError as error:
-        raise BadQuery(f"{parameter}: {error}") from None

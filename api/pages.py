@@ -9,9 +9,11 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
-from api.filter_schemas import filter_of_text, path_of
+from api.answers import name_missing, raw_json
+from api.filter_schemas import filter_of_text
 from api.mirror import FollowerMirror
-from api.search import name_missing, raw_json, stored
+from api.requests import path_of
+from api.search import stored
 from tidemark import id as ids
 from tidemark.errors import BadQuery
 from tidemark.filters.grammar import Filter

@@ -21,13 +21,8 @@ class Incomplete(Exception):
     """Answered as 503: some partitions cannot be served, and the caller has not asked for the others alone."""
 
 
-class Unsupported(errors.BadQuery):
-    """A part of the contract that a later version answers."""
-
-
 # The first kind that a problem is counts.
 _STATUS: dict[type[Exception], tuple[int, str]] = {
-    Unsupported: (422, "unsupported"),
     errors.BadQuery: (422, "bad_request"),
     NotFound: (404, "not_found"),
     errors.NotFreshEnough: (412, "not_fresh_enough"),

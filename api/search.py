@@ -6,22 +6,27 @@ queue. No vector passes through Pydantic.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from api import schemas
+from api.answers import encode
 from api.mirror import FollowerMirror, Missing, Served
 from api.problems import NotFound
+from tidemark import filtered, grouped, searcher, service
 from tidemark import id as ids
-from tidemark import searcher, service
-from tidemark.errors import BadQuery, NotFreshEnough, Overloaded
+from tidemark.errors import NotFreshEnough, Overloaded
+from tidemark.filters.grammar import Filter
+from tidemark.filters.paths import parse_path
+from tidemark.grouped import Groups
 from tidemark.mirror import ViewMirror
+from tidemark.searcher import Answer
 from tidemark.settings import Settings
 
 T = TypeVar("T")
@@ -31,13 +36,9 @@ INLINE_NUMBERS_MAX = 200_000 * 128
 INDEX_NUMBERS = 6_000 * 128
 # A hit takes 6 us to merge and to write, and a number of its vector 0.02.
 HIT_NUMBERS, WRITTEN_NUMBERS = 300 * 128, 128
-ANSWER_BYTES_MAX = 256 * 2**20
-# So many are written as JSON in one call, in which no other thread runs: with vectors of 3072-d it takes 1 ms.
-HITS_TOGETHER = 16
 FRESHNESS_POLL_S = 0.002
 # More that wait look as often as so many would together: each look takes the event loop some microseconds.
 LOOKERS_MAX = 16
-FLOAT32_MAX = float(np.finfo(np.float32).max)  # JSON has no infinity
 
 
 class Fresh(Protocol):
@@ -106,10 +107,7 @@ class Searches:
 
         def work() -> bytes:
             prepared = searcher.prepare_queries(asked, served.collection)
-            answer, missing = follower.read(
-                request.allow_partial,
-                lambda view: searcher.search(view, prepared, request.k, request.effort, request.exact),
-            )
+            answer, missing = follower.read(request.allow_partial, lambda view: _found(view, prepared, request))
             return encode(follower, answer, missing, request, started)
 
         numbers, _ = follower.read(request.allow_partial, lambda view: _numbers(view, len(asked), request))
@@ -147,6 +145,16 @@ class Searches:
         return hit.vector[None, :]
 
 
+def _found(view: ViewMirror, queries: NDArray[np.float32], request: schemas.SearchRequest) -> Answer | Groups:
+    filter_, k, effort, exact = request.rows, request.k, request.effort, request.exact
+    if request.group_by is not None:
+        path = parse_path(request.group_by)
+        return grouped.search(view, queries, k, request.group_size, path, filter_ or Filter(), effort, exact)
+    if filter_ is not None:
+        return filtered.search(view, queries, k, filter_, effort, exact)
+    return searcher.search(view, queries, k, effort, exact)
+
+
 def _open_transactions(follower: FollowerMirror, wanted: dict[int, int]) -> str:
     """What to say of open transactions before positions that are not reached; nothing when there are none."""
     return "".join(
@@ -168,18 +176,19 @@ def stored(follower: FollowerMirror, text: str, allow_partial: bool) -> tuple[se
     return found, missing
 
 
-def name_missing(body: dict[str, Any], missing: list[Missing]) -> None:
-    """Say in an answer which partitions it does not hold; nothing when it holds all."""
-    if missing:
-        body["partial"] = True
-        body["missing"] = [{"partition": partition, "why": why} for partition, why in missing]
-
-
 def _numbers(view: ViewMirror, queries: int, request: schemas.SearchRequest) -> float:
     """What an answer costs, in numbers compared: an index or a hit costs about as much as a scan of some rows."""
     dimension, snapshot = view.collection.dimension, view.snapshot()
     hit = HIT_NUMBERS + ("vector" in request.include) * dimension * WRITTEN_NUMBERS
     rendered = queries * request.k * hit
+    if request.group_by is not None:
+        return math.inf
+    if request.rows is not None:
+        matches = view.matchings.known_count(request.rows, snapshot)
+        if matches is None:  # many rows are to be asked
+            return math.inf
+        if request.exact or matches * dimension <= filtered.RANKED_NUMBERS:
+            return rendered + queries * dimension * matches
     if request.exact or view.collection.index.kind == "flat":
         return rendered + queries * dimension * sum(part.row_count for part in snapshot.parts)
     coded = snapshot.index.coded if snapshot.index else 0
@@ -188,52 +197,3 @@ def _numbers(view: ViewMirror, queries: int, request: schemas.SearchRequest) -> 
     built = (snapshot.index is not None) + sum(segment.has_graph for segment in snapshot.segments)
     effort = max(1.0, request.effort) * max(1.0, request.k / 100)
     return rendered + queries * (dimension * scanned + built * effort * INDEX_NUMBERS)
-
-
-def encode(
-    follower: FollowerMirror,
-    answer: searcher.Answer,
-    missing: list[Missing],
-    request: schemas.SearchRequest,
-    started: float,
-) -> bytes:
-    """The answer as JSON; raises BadQuery when it gets too large."""
-    with_metadata, with_vector = "metadata" in request.include, "vector" in request.include
-    lists: list[Any] = []
-    left = ANSWER_BYTES_MAX
-    for hits in answer.hits:
-        # Other threads run between two calls of the encoder, not during one.
-        parts = [hits[at : at + HITS_TOGETHER] for at in range(0, len(hits), HITS_TOGETHER)]
-        texts = [_dumped([_hit(follower, hit, with_metadata, with_vector) for hit in part])[1:-1] for part in parts]
-        left -= sum(map(len, texts))
-        if left < 0:
-            raise BadQuery(f"the answer has more than {ANSWER_BYTES_MAX} bytes: ask for fewer hits, or include less")
-        lists.append(orjson.Fragment(b"[%s]" % b",".join(texts)))
-    body: dict[str, Any] = {"hits": lists[0]} if request.vectors is None else {"results": lists}
-    body["positions"] = {str(partition): position for partition, position in answer.positions.items()}
-    body["generation"] = follower.generation
-    body["staleness_ms"] = follower.staleness_ms
-    name_missing(body, missing)
-    body["took_ms"] = round((time.perf_counter() - started) * 1000, 3)
-    return _dumped(body)
-
-
-def _dumped(body: Any) -> bytes:
-    return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
-def _hit(follower: FollowerMirror, hit: searcher.Hit, with_metadata: bool, with_vector: bool) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "id": ids.to_text(hit.id, follower.collection.id_format),
-        "distance": min(max(hit.distance, -FLOAT32_MAX), FLOAT32_MAX),
-    }
-    if with_metadata:
-        found["metadata"] = raw_json(hit.metadata)
-    if with_vector:
-        found["vector"] = hit.vector
-    return found
-
-
-def raw_json(metadata: bytes | None) -> Any:
-    """Metadata as it was written: its bytes go into the answer unparsed."""
-    return None if metadata is None else orjson.Fragment(metadata)

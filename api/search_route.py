@@ -8,10 +8,12 @@ from functools import partial
 from starlette.datastructures import QueryParams
 from starlette.types import Receive, Scope, Send
 
-from api import problems, schemas
+from api import problems
 from api.body import BYTES, JSON, Bodies, media_type
 from api.metrics import Metrics
 from api.mirror import Replica
+from api.requests import Queries, binary_request, search_request
+from api.schemas import SearchRequest
 from api.search import Searches
 
 SEARCH_ROUTE = "/collections/{c}/search"
@@ -42,10 +44,17 @@ class SearchRoute:
         name = scope["path"].split("/")[2]
         served = self._replica.served(name)
         kind = media_type(scope, JSON, BYTES)
-        decode: Callable[[bytes], tuple[schemas.SearchRequest, schemas.Queries | None]] = schemas.search_request
+        collection = served.collection
+        decode: Callable[[bytes], tuple[SearchRequest, Queries | None]]
+        decode = partial(search_request, id_format=collection.id_format)
         if kind == BYTES:
-            dimension, parameters = served.collection.dimension, QueryParams(scope["query_string"])
-            decode = partial(schemas.binary_request, dimension=dimension, parameters=parameters)
+            parameters = QueryParams(scope["query_string"])
+            decode = partial(
+                binary_request,
+                dimension=collection.dimension,
+                parameters=parameters,
+                id_format=collection.id_format,
+            )
         asked, queries = await self._bodies.decoded(receive, decode)
         started = time.perf_counter()
         answer = await self._searches.answer(served, asked, queries)

@@ -14,7 +14,8 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from api.body import in_steps
 from api.mirror import FollowerMirror
-from api.schemas import Upsert, WriteRequest, numbers
+from api.requests import numbers
+from api.schemas import Upsert, WriteRequest
 from tidemark import id as ids
 from tidemark import searcher
 from tidemark.collection import Collection

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from starlette.types import Message, Receive
 
-from api import schemas, search
+from api import requests, schemas, search
 from api.body import LARGE_BYTES, Bodies
 from tests.views import opened
 from tidemark.collection import Collection
@@ -73,7 +73,7 @@ def test_the_event_loop_goes_on_while_a_large_body_is_decoded() -> None:
 def test_what_is_wrong_with_a_large_body_reaches_who_sent_it() -> None:
     bodies = Bodies(10**6)
     with pytest.raises(BadQuery, match="not JSON"):
-        asyncio.run(bodies.decoded(sent(b"{" + b" " * LARGE_BYTES), schemas.search_request))
+        asyncio.run(bodies.decoded(sent(b"{" + b" " * LARGE_BYTES), requests.search_request))
     bodies.close()
 
 
@@ -82,16 +82,16 @@ def test_other_threads_are_let_run_all_the_while_sixteen_megabytes_are_decoded()
     body = json.dumps({"vectors": np.random.default_rng(1).random((1_000, 900)).tolist()}).encode()
     assert len(body) > 15_000_000
     before = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
-    schemas.search_request(body)
+    requests.search_request(body)
     # Decoded in one call, which lets no other thread run, it is a handful.
     assert resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - before >= 10
 
 
 def test_the_vectors_of_a_large_write_are_left_for_later() -> None:
     line = {"id": "a", "vector": [0.5] * 100}
-    request = schemas.write_request(json.dumps({"upserts": [line] * 1_000}).encode())
+    request = requests.write_request(json.dumps({"upserts": [line] * 1_000}).encode())
     assert isinstance(request.upserts[0].vector, msgspec.Raw)
-    assert schemas.numbers(request.upserts[0].vector).tolist() == [0.5] * 100
+    assert requests.numbers(request.upserts[0].vector).tolist() == [0.5] * 100
 
 
 def test_an_answer_that_takes_long_to_write_is_made_in_the_pool() -> None:

@@ -146,9 +146,9 @@ def rows_view(count: int) -> tuple[Any, ViewMirror]:
 def test_what_is_known_of_a_filter_is_kept_and_only_new_rows_are_asked(tmp_path: Path) -> None:
     view, mirror = rows_view(500)
     filter_ = parse({"even": True})
-    assert not mirror.matchings.is_fresh(filter_, mirror.snapshot())
+    assert mirror.matchings.known_count(filter_, mirror.snapshot()) is None
     assert filtered.search(mirror, ORIGIN, 5, filter_).plan.matches == 250
-    assert mirror.matchings.is_fresh(filter_, mirror.snapshot())
+    assert mirror.matchings.known_count(filter_, mirror.snapshot()) == 250
     bits = mirror.matchings.of(filter_, mirror).bits
     apply(
         view, [upsert(500, b"500", [0, 0, 0, 0], b'{"even":true}'), upsert(501, b"0", [0, 0, 0, 0], b'{"even":false}')]

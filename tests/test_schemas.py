@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api import schemas
+from api import requests
 from api.body import LARGE_BYTES
 from tests.test_api import BAD_SEARCHES, content
 from tidemark.errors import BadQuery
@@ -24,7 +24,12 @@ PARTS = {
     "include": st.lists(st.sampled_from(["metadata", "vector", "x"]), max_size=2),
     "min_positions": st.none() | st.dictionaries(st.sampled_from(["0", "1", "x"]), st.integers(-1, 9), max_size=2),
     "timeout_ms": st.integers(-1, 30_001),
-    "filter": st.none() | st.just({"a": 1}),
+    "filter": st.none() | st.sampled_from([{"a": 1}, {"a": [1]}, {"must": [{"has_id": ["x"]}]}, {"a": {"b": 1}}, 3]),
+    "explain": st.booleans(),
+    "max_distance": st.none() | st.floats(-1, 1),
+    "group_by": st.none() | st.sampled_from(["a", ""]),
+    "group_size": st.integers(0, 3),
+    "allow_partial": st.booleans(),
     "unknown": st.just(1),
 }
 
@@ -32,7 +37,7 @@ PARTS = {
 def taken(body: bytes) -> Any:
     """What a body is taken for: its queries and the rest, or the kind of error."""
     try:
-        request, queries = schemas.search_request(body)
+        request, queries = requests.search_request(body)
     except BadQuery as error:
         return type(error)
     rest = {name: getattr(request, name) for name in request.__struct_fields__ if name not in ("vector", "vectors")}
@@ -82,5 +87,5 @@ def test_large_queries_are_what_was_sent() -> None:
     sent = np.random.default_rng(1).normal(size=(1_000, 96)).astype(np.float32)
     body = json.dumps({"vectors": sent.tolist()}).encode()
     assert len(body) > LARGE_BYTES
-    _, queries = schemas.search_request(body)
+    _, queries = requests.search_request(body)
     assert queries is not None and queries.tobytes() == sent.tobytes()

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tidemark import searcher
 from tidemark.chosen import Chosen, choose
+from tidemark.collection import Metric
 from tidemark.filters.grammar import Filter
 from tidemark.matching import Matching
 from tidemark.mirror import Snapshot, ViewMirror
@@ -37,22 +38,30 @@ def search(
     def look(asked: int) -> Looked:
         before = view.snapshot()
         coded = 0 if before.index is None else before.index.coded
-        snapshot, chosen = choose(view, matching)
+        chosen = choose(view, matching)
         if exact or not (before.index or before.graphs) or chosen.count * view.collection.dimension <= ranked_numbers:
-            return Looked(snapshot, _rank_all(view, snapshot, chosen, queries, asked), Plan("exact", chosen.count))
+            return Looked(chosen.snapshot, _rank_all(view, chosen, queries, asked), Plan("exact", chosen.count))
         snapshot, found = _search_lists(view, before, coded, matching, chosen, queries, k, effort)
         return Looked(snapshot, found, Plan("index", chosen.count))
 
     return searcher.answer(view, len(queries), k, look)
 
 
-def _rank_all(
-    view: ViewMirror, snapshot: Snapshot, chosen: Chosen, queries: NDArray[np.float32], k: int
-) -> Sequence[Found]:
+def _rank_all(view: ViewMirror, chosen: Chosen, queries: NDArray[np.float32], k: int) -> Sequence[Found]:
+    """The k nearest of all rows chosen: ranked one by one, or part by part where all queries together are many."""
     if chosen.count * view.collection.dimension * len(queries) <= RANKED_NUMBERS:
-        return [searcher.ranked(view, queries, np.empty((len(queries), 0), np.int64), [chosen.numbers])]
-    parts = [(part, chosen.of(part).numbers()) for part in snapshot.parts]
+        found = searcher.ranked(view, queries, np.empty((len(queries), 0), np.int64), [chosen.numbers])
+        return [_nearest(found, k, view.collection.metric)]
+    parts = [(part, chosen.of(part).numbers()) for part in chosen.snapshot.parts]
     return [searcher.scan_part(part, rows, queries, k, view) for part, rows in parts if len(rows)]
+
+
+def _nearest(found: Found, k: int, metric: Metric) -> Found:
+    """The k nearest rows of each query, in no order."""
+    if found.numbers.shape[1] <= k:
+        return found
+    order = np.argpartition(found.distances if metric == "l2" else -found.distances, k - 1, axis=1)[:, :k]
+    return Found(np.take_along_axis(found.distances, order, 1), np.take_along_axis(found.numbers, order, 1))
 
 
 def _search_lists(

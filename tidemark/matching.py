@@ -9,7 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,10 +54,12 @@ class Matching:
         self._asked: dict[Part, int] = {}
         self._snapshot: Snapshot | None = None
         self._counted: _Counted | None = None
+        self._version = 0
+        self.chosen: Any = None  # what `chosen.py` made last, and of which state
         self._lock = threading.Lock()
 
-    def refresh(self, view: "ViewMirror") -> None:
-        """Ask the rows that are visible now and were not asked yet."""
+    def refresh(self, view: "ViewMirror") -> int:
+        """Ask the rows that are visible now and were not asked yet; how often any were asked so far."""
         with self._lock:
             snapshot = view.snapshot()
             new: Sequence[Part] = snapshot.tails
@@ -71,6 +73,8 @@ class Matching:
                 if first < stop:
                     self._ask(part, first, stop)
                     self._asked[part] = stop
+                    self._version += 1
+            return self._version
 
     def among(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """Those of the row numbers that match, of rows that were visible before the last `refresh`."""
@@ -93,7 +97,7 @@ class Matching:
 
     def _make_room(self, snapshot: "Snapshot") -> None:
         """Bits for all parts; what was there before a part was, is not of its rows."""
-        end = max((part.base + _room_of(part) for part in snapshot.parts), default=0)
+        end = snapshot.end
         if end > 8 * len(self.bits):
             bits = np.zeros(-(-end // 8) * 5 // 4, np.uint8)
             bits[: len(self.bits)] = self.bits
@@ -169,10 +173,10 @@ class Matchings:
             return self._tails.of(part).parts(0, row_count)
         return iter([(0, SegmentPart(part))])
 
-    def is_fresh(self, filter_: Filter, snapshot: "Snapshot") -> bool:
-        """Whether an answer takes no more than a look: all rows but the newest were asked before."""
+    def known_count(self, filter_: Filter, snapshot: "Snapshot") -> int | None:
+        """How many rows matched lately; None when more than the newest rows are to be asked."""
         found = self._known.get(filter_)
-        return found is not None and found.is_fresh(snapshot)
+        return None if found is None or found.chosen is None or not found.is_fresh(snapshot) else found.chosen[1].count
 
     @property
     def nbytes(self) -> int:

@@ -77,6 +77,14 @@ class Snapshot:
     partitions: NDArray[np.int64]
     index: OpenLists | None
 
+    @property
+    def end(self) -> int:
+        """The first row number behind all parts."""
+        if not self.parts:
+            return 0
+        last = self.parts[-1]
+        return last.base + (last.row_count if isinstance(last, Segment) else last.capacity)
+
     def part_of(self, number: int) -> tuple[Part, int] | None:
         """The part that a row number lies in, and its row there; None when it lies in none."""
         at = bisect_right(self.bases, number) - 1

@@ -26,6 +26,9 @@ LISTS_LEAST, LISTS_MOST = 0.5, 8
 LIVING_LEAST = 0.25
 # So many times as many living rows are probed, and candidates ranked, for a query that lists of dead rows are near to.
 AMID_DEAD_LIVING, AMID_DEAD_CANDIDATES = 8, 4
+# A query is amid the rows that match a filter where so many of those around it match, of what is usual. It probes lists
+# that hold so many times the least share of matching rows, and one far from them so many (`make bench-filters`).
+MATCHING_AMID, MATCHING_LIVING, MATCHING_LIVING_FAR = 0.5, 2, 16
 # The largest squared distance that float32 holds.
 SQUARE_MAX = float(np.finfo(np.float32).max)
 # Lists to probe come in multiples of this, padded with none: FAISS's parameters are made once for each number.
@@ -164,17 +167,28 @@ class Centroids:
         return lists, is_amid
 
     def with_matching(
-        self, queries: NDArray[np.float32], parameters: SearchParameters, matching: NDArray[np.int64], wanted: int
+        self,
+        queries: NDArray[np.float32],
+        parameters: SearchParameters,
+        occupancy: "Occupancy",
+        matching: NDArray[np.int64],
+        wanted: int,
     ) -> NDArray[np.int64]:
         """The lists to probe for rows that match a filter (nq, width), padded with -1; `matching`: how many each has.
 
-        Those reached, and as many more of the nearest as it takes to hold so many; none of those that hold none.
+        Those reached, and as many more of the nearest as it takes to hold what is wanted, and the least share of those
+        that match; of a larger share for a query around which fewer match than elsewhere, as it is far from them. None
+        of the lists in which none match.
         """
-        found = []
+        found, count = [], int(matching.sum())
+        usual, share = count / max(1, occupancy.living_count), parameters.living * count
         for squares in map(self._squares_of, self._directed(queries)):
             lists = self._reached(squares, parameters)
-            if int(matching[lists].sum()) < wanted:
-                lists = _nearest_with(squares, matching, wanted, len(lists))
+            here = int(matching[lists].sum())
+            is_amid = here >= MATCHING_AMID * usual * int(occupancy.living[lists].sum())
+            least = min(count, max(wanted, math.ceil(share * (MATCHING_LIVING if is_amid else MATCHING_LIVING_FAR))))
+            if here < least:
+                lists = _nearest_with(squares, matching, least, len(lists))
             found.append(lists[matching[lists] > 0])
         return padded(found)
 

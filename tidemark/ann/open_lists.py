@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 # Where too few of the rows in the lists probed may be answered, so many times as many are probed.
 PROBED_AGAIN = 4
 # A search among the n-th part of the rows probes n to the power of this times as many lists, and lists that hold so
-# many times the share of them that a search among all rows has to see at least (`make bench-filters`).
-SPREAD_EXPONENT, MATCHING_LIVING = 0.1, 4
+# many times the rows that are ranked exactly (`make bench-filters`).
+SPREAD_EXPONENT, MATCHING_WANTED = 0.1, 2
 # Where codes do not tell the k nearest from the rest, so many rows of the nearest lists are ranked by their vectors.
 UNTOLD_ROWS = 8_192
 
@@ -136,8 +136,7 @@ class OpenLists:
         wanted = min(max(k, CALIBRATION_K) * math.ceil(parameters.k_factor * max(1.0, effort)), count)
         spread = (max(1, occupancy.living_count) / max(1, count)) ** SPREAD_EXPONENT
         scaled = parameters.for_neighbours(k, effort * max(1.0, spread))
-        least = max(math.ceil(MATCHING_LIVING * scaled.living * count), 2 * wanted)
-        lists = self._centroids.with_matching(queries, scaled, per_list, min(least, count))
+        lists = self._centroids.with_matching(queries, scaled, occupancy, per_list, MATCHING_WANTED * wanted)
         return self._found(queries, k, lists, wanted, matching)
 
     def per_list(self, rows: Alive) -> NDArray[np.int64]:

@@ -41,15 +41,23 @@ _NOT_SUPPORTED = ("geo_bounding_box", "geo_radius", "geo_polygon", "has_vector",
 RESERVED = frozenset((*_CLAUSES, *_ON_PATH, *_ALONE, *_NOT_SUPPORTED, "key", "filter"))
 
 
-def parse(document: Any) -> Filter:
-    """A filter as decoded JSON says it; null is the filter that all rows match. Raises BadQuery."""
-    return Filter() if document is None else _Reader().whole(document, "filter")
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def parse(document: Any, id_of: Callable[[str], bytes] = _utf8) -> Filter:
+    """A filter as decoded JSON says it; null is the filter that all rows match. Raises BadQuery.
+
+    `id_of` reads an id from its text, and raises BadQuery when it is none.
+    """
+    return Filter() if document is None else _Reader(id_of).whole(document, "filter")
 
 
 @dataclass
 class _Reader:
     """Reads one filter, and counts what it holds."""
 
+    id_of: Callable[[str], bytes]
     conditions: int = 0
     values: int = 0
 
@@ -156,10 +164,15 @@ class _Reader:
     def ids(self, document: Any, at: str) -> tuple[bytes, ...]:
         ids = _list(document, at)
         self.count(at, values=len(ids))
-        for index, one in enumerate(ids):
-            if not isinstance(one, str):
-                _refuse(f"{at}[{index}]", "an id, which is a string", one)
-        return _distinct(one.encode("utf-8", "surrogatepass") for one in ids)
+        return _distinct(self.id(one, f"{at}[{index}]") for index, one in enumerate(ids))
+
+    def id(self, text: Any, at: str) -> bytes:
+        if not isinstance(text, str):
+            _refuse(at, "an id, which is a string", text)
+        try:
+            return self.id_of(text)
+        except BadQuery as error:
+            raise BadQuery(f"{at}: {error}") from None
 
     def short(self, path: str, asked: Any, at: str) -> Condition:
         """One field of the short form: a value, a list of values, bounds, or what `match` takes."""
