@@ -151,7 +151,7 @@ def _add_collections(app: FastAPI, replica: Replica, searches: Searches, writes:
         """Rows in the order of partition and offset, or of the numbers or times at a path, page by page."""
         _refuse_unknown(request, {"cursor", "limit", "allow_partial", "filter", "order_by"})
         follower = served(c).follower()
-        asked = PageAsked.of(filter, order_by, cursor, limit)
+        asked = PageAsked.of(filter, order_by, cursor, limit, follower.collection.id_format)
         return await searches.in_pool(lambda: _json(page(follower, asked, allow_partial)))
 
     @app.get("/collections/{c}")

@@ -16,11 +16,10 @@ from api.answers import name_missing
 from api.body import JSON, Bodies, media_type
 from api.filter_schemas import DELETES_MAX, CountRequest, DeleteRequest, FacetsRequest, filter_to_delete_by
 from api.mirror import FollowerMirror, Missing, Served
-from api.requests import path_of
+from api.requests import filter_of, path_of
 from api.search import Searches
 from api.writes import Placed, Writes
 from tidemark.filters.grammar import Filter
-from tidemark.filters.parsing import parse
 from tidemark.selection import Selection, select
 
 T = TypeVar("T")
@@ -45,14 +44,14 @@ def add_filter_routes(
     async def count(c: str, request: Request) -> Response:
         """How many rows a filter matches."""
         asks = await asked(request, CountRequest)
-        return await _answer(served(c), searches, asks, parse(asks.filter), lambda found: {"count": found.count})
+        return await _answer(served(c), searches, asks, lambda found: {"count": found.count})
 
     @app.post("/collections/{c}/facets", openapi_extra=body("FacetsRequest", _EXAMPLES["facets"]))
     async def facets(c: str, request: Request) -> Response:
         """The values that most rows have at a path, and how many have each."""
         asks = await asked(request, FacetsRequest)
         path = path_of(asks.key, "key")
-        return await _answer(served(c), searches, asks, parse(asks.filter), lambda found: _facets(found, path, asks))
+        return await _answer(served(c), searches, asks, lambda found: _facets(found, path, asks))
 
     @app.post(
         "/collections/{c}/vectors/delete", status_code=202, openapi_extra=body("DeleteRequest", _EXAMPLES["delete"])
@@ -63,7 +62,7 @@ def add_filter_routes(
         if not media_type(request.scope, JSON):
             raise HTTPException(415, f"send the header content-type: {JSON}")
         asks = await asked(request, DeleteRequest)
-        wanted = filter_to_delete_by(asks.filter)
+        wanted = filter_to_delete_by(asks.filter, collection.collection.id_format)
         with searches.under_way, searches.for_others:
             return await _delete(collection, searches, writes, asks, wanted)
 
@@ -76,8 +75,9 @@ _EXAMPLES: dict[str, Any] = {
 
 
 async def _answer(
-    served: Served, searches: Searches, asks: Asked, filter_: Filter, work: Callable[[Selection], dict[str, Any]]
+    served: Served, searches: Searches, asks: Asked, work: Callable[[Selection], dict[str, Any]]
 ) -> Response:
+    filter_ = filter_of(asks.filter, served.collection.id_format)
     with searches.under_way:
         follower = await _fresh(served, searches, asks)
 

@@ -6,11 +6,11 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta
 
-from api.requests import decoded
+from api.requests import decoded, filter_of
 from api.schemas import AllowPartial, Condition, Missing, Partition, Position
+from tidemark.collection import IdFormat
 from tidemark.errors import BadQuery
 from tidemark.filters.grammar import Filter, leaves
-from tidemark.filters.parsing import parse
 
 FACETS_MAX = 1_000
 # Records of one delete by filter, as many as of one write.
@@ -88,7 +88,6 @@ class DeleteAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 SCHEMAS = (CountRequest, CountAnswer, FacetsRequest, FacetsAnswer, DeleteRequest, DeleteAnswer)
-_any_decoder = msgspec.json.Decoder(Any)
 
 
 def request_of(kind: type[T]) -> Callable[[bytes], T]:
@@ -97,19 +96,9 @@ def request_of(kind: type[T]) -> Callable[[bytes], T]:
     return lambda body: decoded(decoder, body or b"{}")
 
 
-def filter_of_text(text: str) -> Filter:
-    """A filter as a query parameter, without one the filter that all rows match; raises BadQuery."""
-    if not text:
-        return Filter()
-    try:
-        return parse(decoded(_any_decoder, text.encode()))
-    except BadQuery as error:
-        raise BadQuery(str(error).replace("the body is not JSON", "filter: is not JSON", 1)) from None
-
-
-def filter_to_delete_by(document: Any) -> Filter:
+def filter_to_delete_by(document: Any, id_format: IdFormat) -> Filter:
     """A filter with a condition; raises BadQuery for one that would delete everything."""
-    found = parse(document)
+    found = filter_of(document, id_format)
     if next(leaves(found), None) is None:
         raise BadQuery("filter: has no condition and would delete every row: give one, or delete the rows by id")
     return found

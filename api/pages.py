@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from api.answers import name_missing, raw_json
-from api.filter_schemas import filter_of_text
 from api.mirror import FollowerMirror
-from api.requests import path_of
+from api.requests import filter_in, path_of
 from api.search import stored
 from tidemark import id as ids
+from tidemark.collection import IdFormat
 from tidemark.errors import BadQuery
 from tidemark.filters.grammar import Filter
 from tidemark.mirror import ViewMirror
@@ -43,12 +43,12 @@ class PageAsked:
     limit: int
 
     @classmethod
-    def of(cls, filter_: str, order_by: str, cursor: str, limit: int) -> "PageAsked":
+    def of(cls, filter_: str, order_by: str, cursor: str, limit: int, id_format: IdFormat) -> "PageAsked":
         """As the query parameters say it; empty ones say nothing. Raises BadQuery."""
         order = None
         if order_by:
             order = Order(path_of(order_by.removeprefix("-"), "order_by"), order_by.startswith("-"))
-        return cls(filter_of_text(filter_), order, _place(cursor, order is not None), limit)
+        return cls(filter_in(filter_ or "null", id_format), order, _place(cursor, order is not None), limit)
 
     def rows(self, view: ViewMirror) -> list[Row]:
         found = select(view, self.filter)

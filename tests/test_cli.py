@@ -273,6 +273,21 @@ def test_a_search_takes_a_vector_file_or_an_id_and_gives_json(api: str, tidemark
         assert json.loads(output)["hits"][0]["id"] == "row-1"
 
 
+def test_a_search_with_a_filter_finds_only_rows_that_match(
+    docs: Deployment, api: str, tidemark: Tidemark, tmp_path: Path
+) -> None:
+    lines = [{**GOOD, "id": f"kept-{n}", "metadata": {"kept": n % 2 == 0, "n": n}} for n in range(6)]
+    (tmp_path / "rows.jsonl").write_text(lines_of(*lines))
+    assert tidemark("produce", "docs", "rows.jsonl", "--config", str(docs.config))[0] == 0
+    docs.wait_until_applied()
+    long = {"must": [{"key": "kept", "match": {"value": True}}], "must_not": [{"key": "n", "range": {"lt": 2}}]}
+    for filter_, expected in (({"kept": True}, {0, 2, 4}), (long, {2, 4}), ({"kept": True, "n": [0, 4]}, {0, 4})):
+        arguments = ("--id", "row-1", "--filter", json.dumps(filter_), "--json", "--api", api)
+        code, output, _ = tidemark("search", "docs", *arguments)
+        assert code == 0
+        assert {hit["metadata"]["n"] for hit in json.loads(output)["hits"]} == expected
+
+
 @pytest.mark.parametrize(
     ("query", "why"),
     [
@@ -287,6 +302,7 @@ def test_a_search_takes_a_vector_file_or_an_id_and_gives_json(api: str, tidemark
         (["--id", "row-1", "--filter", '{"a": 1e999}'], "--filter is not JSON"),
         (["--id", "row-1", "--filter", "[" * 100_000], "--filter is not JSON"),
         (["--id", "row-1", "--filter", "[1]"], "--filter is not a JSON object"),
+        (["--id", "row-1", "--filter", '{"must": [{"key": "a"}]}'], "filter.must[0]"),
     ],
 )
 def test_a_query_that_cannot_be_answered_is_wrong_usage(

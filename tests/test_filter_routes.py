@@ -9,9 +9,11 @@ import httpx
 import numpy as np
 import pytest
 
-from api.filter_schemas import DELETES_MAX
+from api.filter_schemas import DELETES_MAX, filter_to_delete_by
 from tests.documents import fits
 from tests.services import Deployment, deployment, vectors, wait_until
+from tidemark.errors import BadQuery
+from tidemark.filters.grammar import HasId
 
 pytestmark = pytest.mark.kafka
 COUNT, FACETS = "/collections/docs/count", "/collections/docs/facets"
@@ -290,3 +292,9 @@ def test_the_api_page_tells_of_every_route(docs: Docs) -> None:
     parameters = found["paths"]["/collections/{c}/vectors"]["get"]["parameters"]
     assert {"filter", "order_by"} <= {parameter["name"] for parameter in parameters}
     assert "DeleteRequest" in docs.made.ask("GET", "/docs").text
+
+
+def test_ids_of_a_filter_are_read_in_the_collections_format() -> None:
+    assert filter_to_delete_by({"has_id": ["7"]}, "int64").must == (HasId((b"\0" * 7 + b"\7",)),)
+    with pytest.raises(BadQuery, match="has_id"):
+        filter_to_delete_by({"has_id": ["seven"]}, "int64")
