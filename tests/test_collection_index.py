@@ -41,7 +41,8 @@ class Replica:
 
     def __init__(self, collection: Collection | None = None, partitions: int = 1, **options: Any) -> None:
         self.collection = collection or collection_of()
-        self.view = opened(self.collection, range(partitions), tail_rows=options.pop("tail_rows", 65_536))
+        of_view = options.pop("tail_rows", 65_536), options.pop("reclaimed_after_s", 60.0)
+        self.view = opened(self.collection, range(partitions), *of_view)
         options = {"ann_rows_min": 64, "coded_rows_min": 64, "dead_min": 100} | options
         self.index = CollectionIndex(self.view, TARGET, **options)
         self.mirror = ViewMirror(self.collection, self.view.place)
@@ -475,6 +476,33 @@ def test_codes_beside_a_segment_are_read_when_they_are_of_the_version_used(
     assert (int(made.index.lists.memory.sizes[3]) == 500) == read
     if not read:
         assert made.recall(QUERIES) >= 0.95
+
+
+def test_row_numbers_that_lists_still_hold_are_not_given_again(tmp_path: Path) -> None:
+    made = Replica(tail_rows=1_024, dead_min=4_096, reclaimed_after_s=0.0)
+    made.put(VECTORS[:600])
+    made.coded(VECTORS[:4_000])
+    disk, rng = Disk(tmp_path), np.random.default_rng(1)
+    for turn in range(6):  # every id anew: so few entries die that the lists stay as they are
+        made.put(VECTORS[rng.permutation(4_000)[:600]])
+        codes_made(made.index)
+        if turn % 2 == 0:
+            disk.save(made.view)
+            codes_made(made.index)
+        answer = searcher.search(made.mirror, VECTORS[5_000:5_020], 600)
+        assert [len(hits) for hits in answer.hits] == [600] * 20
+    assert made.index.lists is not None and made.index.lists.dead > 1_000
+
+
+def test_row_numbers_come_back_without_a_checkpoint() -> None:
+    made = Replica(tail_rows=1_024, reclaimed_after_s=0.0)
+    made.put(VECTORS[:600])
+    made.coded(VECTORS[:4_000])
+    rng = np.random.default_rng(1)
+    for _ in range(40):
+        made.put(VECTORS[rng.permutation(4_000)[:600]])
+        codes_made(made.index)
+    assert made.view.space.used <= 16 * 1_024  # of 25 tails
 
 
 def test_codes_whose_file_is_gone_are_made_anew(tmp_path: Path) -> None:

@@ -13,9 +13,14 @@ from tidemark.record import Message, decode
 from tidemark.view import Part, View
 
 
-def opened(collection: Collection, partitions: Sequence[int] = (0,), tail_rows: int | None = None) -> View:
+def opened(
+    collection: Collection,
+    partitions: Sequence[int] = (0,),
+    tail_rows: int | None = None,
+    reclaimed_after_s: float = 60.0,
+) -> View:
     """A view that can be searched, of partitions without records."""
-    view = View(collection, shared=True, tail_rows=tail_rows)
+    view = View(collection, True, tail_rows, reclaimed_after_s)
     for partition in partitions:
         view.open(partition, [], 0, -1, 0)
     return view

@@ -63,6 +63,8 @@ DRIFTED_ROWS_MAX = 32_768
 LOOKED_EVERY_S = 0.25
 # The 10 nearest of so many rows tell the recall to about +-0.6 %; a scan for them takes 1.5 s with 1M rows of 128-d.
 MEASURED_QUERIES = 200
+# Each search ranks all outliers: with more it is not measured.
+MEASURED_OUTLIERS_MAX = 100_000
 
 Finish = Callable[[], None]
 
@@ -108,6 +110,8 @@ class CollectionIndex:
         view.when_killed = self._note_dead
 
     def close(self) -> None:
+        """Nothing is coded any more; the view may be let go of."""
+        self._view.when_killed = None
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     # -- asked and told by the view's thread ---------------------------------------------------------------
@@ -177,18 +181,20 @@ class CollectionIndex:
 
     def _next(self, may_train: bool) -> Callable[[], Finish] | None:
         if (newer := self._newer) is not None:
-            return partial(self._fill, newer, self._parts())
+            return partial(self._fill, newer, self._parts(), time.monotonic())
         if self._used is None or self._lists is None:
-            return partial(self._train, self._parts()) if may_train and self._waits_too_long() else None
+            return (
+                partial(self._train, self._parts(), time.monotonic()) if may_train and self._waits_too_long() else None
+            )
         if self._full or self._is_worn(self._lists):
-            return partial(self._fill, self._used, self._parts())
+            return partial(self._fill, self._used, self._parts(), time.monotonic())
         new = [segment for segment in (*self._view.segments, *self._coming) if not self.is_coded(segment)]
         if self._is_at_its_bound(self._lists, new[0].live_count if new else 0):
             return None
         uncoded = sum(self.uncoded_of(tail) for tail in self._view.tails)
         if self._drifted:
             unlike = uncoded + sum(segment.live_count for segment in new)
-            return partial(self._train, self._parts()) if unlike >= self._drifted_rows_max else None
+            return partial(self._train, self._parts(), time.monotonic()) if unlike >= self._drifted_rows_max else None
         if new:
             return partial(self._code_segment, self._used, self._lists, new[0].base, new[0])
         if uncoded >= self._coded_rows_min:
@@ -304,8 +310,11 @@ class CollectionIndex:
             self._note_appended(appended)
         then()
 
-    def _fill(self, used: Used, parts: dict[int, Part]) -> Finish:
-        """New lists of all parts' living rows, by codes that are known or made now, up to the bound of their memory."""
+    def _fill(self, used: Used, parts: dict[int, Part], asked_at: float) -> Finish:
+        """New lists of all parts' living rows, by codes that are known or made now, up to the bound of their memory.
+
+        `asked_at` is when the parts were looked up: row numbers given up before are not in these lists.
+        """
         started = time.monotonic()
         known = {base: self._coded_of(base, part) if used is self._used else None for base, part in parts.items()}
         coded = {base: known[base] or codes_of(part, used)[0] for base, part in parts.items()}
@@ -331,9 +340,10 @@ class CollectionIndex:
         seconds = time.monotonic() - started
         name = self._view.collection.name
         logger.info("%s: lists of %d rows made by quantizer %d in %.2f s", name, lists.entries, used.version, seconds)
-        return partial(self._filled, used, lists, done)
+        return partial(self._filled, used, lists, done, asked_at)
 
-    def _filled(self, used: Used, lists: Lists, done: Sequence[Appended]) -> None:
+    def _filled(self, used: Used, lists: Lists, done: Sequence[Appended], asked_at: float) -> None:
+        self._view.listed_since = asked_at
         if used is not self._used:
             self._measured_rows = min(used.quantizer.row_count, SAMPLE_ROWS)
             written = used.quantizer.to_bytes()
@@ -348,21 +358,27 @@ class CollectionIndex:
         self._show()
 
     def _measure(self, used: Used, lists: Lists) -> Finish:
-        """Find the search parameters anew, by searches for some of the rows, whose nearest others a scan tells."""
-        mirror = ViewMirror(self._view.collection, self._view.place)
+        """Find the search parameters anew; where that fails they stay as they are."""
         living = lists.entries - lists.dead
+        try:
+            if lists.outliers <= MEASURED_OUTLIERS_MAX:
+                self._measured(used, lists)
+        except Exception:  # rows may all die meanwhile, or addresses be short: nothing that is searched depends on it
+            logger.exception("%s: searches were not measured", self._view.collection.name)
+        return partial(self._note_measured, living)
+
+    def _measured(self, used: Used, lists: Lists) -> None:
+        """By searches for some of the rows, whose nearest others a scan tells."""
+        collection = self._view.collection
+        mirror = ViewMirror(collection, self._view.place)
         queries = held_out(mirror, MEASURED_QUERIES)
         if queries is None:
-            return partial(self._note_measured, living)
-        metric = self._view.collection.metric
+            return
         opened = OpenLists(used.quantizer, lists)
-        rank_rows = partial(ranked, mirror, metric)
-        start = lists.parameters
+        rank_rows, start = partial(ranked, mirror, collection.metric), lists.parameters
         found = calibration.calibrated(opened, mirror.alive, rank_rows, queries, self._recall_target, start)
         lists.set_parameters(found)
-        name = self._view.collection.name
-        logger.info("%s: searches of %d rows find %.3f of the 10 nearest, with %s", name, living, found.recall, found)
-        return partial(self._note_measured, living)
+        logger.info("%s: searches find %.3f of the 10 nearest, with %s", collection.name, found.recall, found)
 
     def _note_measured(self, living: int) -> None:
         self._measured_rows = living
@@ -384,7 +400,7 @@ class CollectionIndex:
                 if self._lists is not None and coded.part.base != base:  # it was prepared, and not taken
                     self._lists.note_dead(coded.lists[coded.part.live.numbers()])
 
-    def _train(self, parts: dict[int, Part]) -> Finish:
+    def _train(self, parts: dict[int, Part], asked_at: float) -> Finish:
         """A quantizer from our own rows, and lists by it."""
         living = [(part, part.live.numbers()) for part in parts.values()]
         row_count = sum(len(rows) for _, rows in living)
@@ -395,7 +411,7 @@ class CollectionIndex:
         metric = self._view.collection.metric
         quantizer = Quantizer.train(sample, metric, row_count, self._recall_target, seed=row_count)
         version = self._used.version if self._used is not None else 0
-        return self._fill(Used(quantizer, version, own=True), parts)
+        return self._fill(Used(quantizer, version, own=True), parts, asked_at)
 
 
 def _done(work: Callable[[], None]) -> Finish:

@@ -92,7 +92,10 @@ class RowSpace:
         self._freed.append((time.monotonic(), base))
 
     def reclaim(self, before: float) -> None:
-        """Give ranges again that were freed before a moment (time.monotonic): no reader holds their numbers by then."""
+        """Give ranges again that were freed before a moment (time.monotonic).
+
+        By then neither a reader nor a list holds their numbers: whoever asks knows that.
+        """
         with self._lock:
             while self._freed and self._freed[0][0] < before:
                 base = self._freed.popleft()[1]

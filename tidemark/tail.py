@@ -172,6 +172,7 @@ class Tail:
         self.timestamps[start:end] = batch.timestamps[first:stop]
         self.digests[start:end] = batch.digests[first:stop]
         self.hashes[start:end] = batch.hashes[first:stop]
+        fence()
         self.live.set(start, end)
         fence()
         self._words[0] = end

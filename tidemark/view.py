@@ -15,6 +15,7 @@ Knows nothing of Kafka, manifests or HTTP. Reading is in `searcher.py`.
 """
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -65,16 +66,24 @@ Part = Segment | Tail
 class View:
     """See the module's docstring for its verbs. `shared`: other processes search it; `place` says where it is.
 
-    `when_killed` is told of rows whose bits were cleared, by parts: a base, the rows.
+    `when_killed` is told of rows whose bits were cleared, by parts: a base, the rows. `listed_since`: parts that were
+    given up before (time.monotonic) are not in the lists.
     """
 
-    def __init__(self, collection: Collection, shared: bool = False, tail_rows: int | None = None) -> None:
-        self.collection = collection
+    def __init__(
+        self,
+        collection: Collection,
+        shared: bool = False,
+        tail_rows: int | None = None,
+        reclaimed_after_s: float = RECLAIMED_AFTER_S,
+    ) -> None:
+        self.collection, self._reclaimed_after_s = collection, reclaimed_after_s
         self.partitions: dict[int, PartitionState] = {}
         self.tails: tuple[Tail, ...] = ()
         self.space = RowSpace(collection.dimension, shared)
         self.index: IndexPlace | None = None
         self.indexed: frozenset[int] = frozenset()  # bases of the segments whose living rows are in the lists
+        self.listed_since = math.inf
         self.when_killed: Callable[[list[tuple[int, NDArray[np.int64]]]], None] | None = None
         self._alive = LiveRows(self.space.bitmap, self.space.capacity)
         self._words_region = Region(room(np.int64, WORDS), shared)
@@ -138,6 +147,11 @@ class View:
             if segment.base >= 0 and segment not in self._parts:
                 self._free(segment.base)
                 segment.base = -1
+
+    def _reclaim(self) -> None:
+        """Let row numbers be given again that no search and no list holds any more."""
+        before = time.monotonic() - (self._reclaimed_after_s if self._shared else 0.0)
+        self.space.reclaim(min(before, self.listed_since))
 
     def _free(self, base: int) -> None:
         self.indexed -= {base}
@@ -340,6 +354,7 @@ class View:
             self._set_parts()
             for tail in dead:
                 self.space.free(tail.base)
+            self._reclaim()
             self._count_tail_rows()
 
     def _count_tail_rows(self) -> None:
@@ -469,7 +484,7 @@ class View:
         if not self._tail_is_used:
             self._add_tail()
         self._drop_tails()
-        self.space.reclaim(time.monotonic() - (RECLAIMED_AFTER_S if self._shared else 0.0))
+        self._reclaim()
         self.announce()
 
     @property
