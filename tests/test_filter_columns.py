@@ -22,10 +22,10 @@ from tidemark.filters import columns_file
 from tidemark.filters.documents import read, read_all
 from tidemark.filters.facets import count_values, order_keys
 from tidemark.filters.growing import CHUNK, FEW, Growing
-from tidemark.filters.joining import columns_of
+from tidemark.filters.joining import columns_of, join
 from tidemark.filters.parsing import parse
 from tidemark.filters.paths import parse_path
-from tidemark.filters.shredding import CHUNK_BYTES, PATHS_MAX, VALUES_PER_ROW_MAX
+from tidemark.filters.shredding import CHUNK_BYTES, CUT_NAMES_MAX, PATHS_MAX, VALUES_PER_ROW_MAX, shred
 from tidemark.filters.times import NO_TIME, parse_time, parse_times
 from tidemark.segment import Segment
 from tidemark.segment_files import write_segment
@@ -48,6 +48,14 @@ def test_paths_beyond_the_cap_are_the_rare_ones_and_are_still_answered() -> None
     for row in range(len(rows)):
         assert matching({f"rare{row}": row}, held) == [row]
     assert held.rows_read > 0
+
+
+def test_a_path_that_one_part_cut_off_among_too_many_to_name_is_read_from_the_json() -> None:
+    many = {f"key {at}": at for at in range(CUT_NAMES_MAX + 10)}
+    rows = [{"a": 1, "x": 1}, {"a": 1}, {"a": 1, **many, "x": 1}]
+    texts = [encoded(row) for row in rows]
+    joined = join([shred(texts[:2]), shred(texts[2:], paths_max=1)])
+    assert matching({"x": 1}, Held(texts, joined)) == [0, 2]
 
 
 def test_of_rows_that_the_columns_rule_out_no_json_is_read() -> None:

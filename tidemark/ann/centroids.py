@@ -28,7 +28,7 @@ LIVING_LEAST = 0.25
 AMID_DEAD_LIVING, AMID_DEAD_CANDIDATES = 8, 4
 # A query is amid the rows that match a filter where so many of those around it match, of what is usual. It probes lists
 # that hold so many times the least share of matching rows, and one far from them so many (`make bench-filters`).
-MATCHING_AMID, MATCHING_LIVING, MATCHING_LIVING_FAR = 0.5, 2, 16
+MATCHING_AMID, MATCHING_LIVING, MATCHING_LIVING_FAR = 0.5, 2, 32
 # The largest squared distance that float32 holds.
 SQUARE_MAX = float(np.finfo(np.float32).max)
 # Lists to probe come in multiples of this, padded with none: FAISS's parameters are made once for each number.
