@@ -33,10 +33,14 @@ BACKOFF_S_MAX = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """A look whether a generation wants a quantizer, and its training; `rows` of this process are in it."""
+    """A look whether a generation wants a quantizer, and its training; `rows` of this process are in it.
+
+    `drifted`: the version known then as one whose codes got worse, or 0.
+    """
 
     known: Known
     rows: int
+    drifted: int
     started: float = field(default_factory=time.monotonic)
     checkpoints: None = None
 
@@ -105,7 +109,7 @@ class Builder:
 
     def train(self, known: Known, own_rows: int) -> None:
         """Have it looked whether a generation wants a quantizer; `own_rows` live in segments of this process."""
-        self._start(Training(known, own_rows), Train(known.place, known.index, known.drifted))
+        self._start(Training(known, own_rows, known.drifted), Train(known.place, known.index, known.drifted))
 
     def code(self, checkpoints: Checkpoints, known: Known, segments: Sequence[Segment]) -> None:
         """Have codes of the newest version written beside these segments of one partition."""

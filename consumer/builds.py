@@ -100,7 +100,7 @@ class Builds:
     def _use(self, build: Build, result: Result, partitions: Iterable[OwnedPartition]) -> None:
         if isinstance(build, Training):
             assert isinstance(result, Trained)
-            build.known.trained(result, build.rows)
+            build.known.trained(result, build.rows, build.drifted)
             if result.made:
                 self._builder.used()
                 logger.info(

@@ -100,7 +100,7 @@ class Known:
         `own_rows` live in segments of this process.
         """
         if self.newest is None or self.drifted:
-            return bool(self.drifted) or own_rows not in (0, self._asked_rows)
+            return own_rows not in (0, self._asked_rows)
         return own_rows >= GROWTH_LOOKED_AT * max(1, self._asked_rows)
 
     def train_wanted(self, own_rows: int) -> bool:
@@ -110,9 +110,9 @@ class Known:
             return since >= UNTRAINED_S
         return since >= TRAINED_S and own_rows != self._asked_rows  # others may have grown, too
 
-    def trained(self, result: Trained, own_rows: int) -> None:
-        """The builder has looked, and trained if it was time."""
-        self._asked_at, self._asked_rows = time.monotonic(), own_rows
+    def trained(self, result: Trained, own_rows: int, drifted: int) -> None:
+        """The builder has looked, and trained if it was time; `drifted` as it was told."""
+        self._asked_at, self._asked_rows = time.monotonic(), own_rows if drifted == self.drifted else -1
         if result.version > self.version:
             self.expected, self._looking, self._look_at = True, None, 0.0
 
@@ -128,7 +128,7 @@ class Known:
             return
         few = self._outliers <= OUTLIERS_SHARE * self._rows
         if not few or self._error > quantizer.error_max * (self._rows - self._outliers):
-            self.drifted = self.newest.version
+            self.drifted, self._asked_rows = self.newest.version, -1
         self._forget_codes()
 
 

@@ -13,11 +13,12 @@ import pytest
 
 from consumer.builder import Builder
 from consumer.builds import Builds
+from consumer.jobs import Trained
 from consumer.partition import OwnedPartition
 from consumer.quantizing import Known, KnownQuantizers
 from tests import golden
 from tests.messages import delete, upsert
-from tests.rows import embeddings
+from tests.rows import embeddings, quantizer_of
 from tests.services import wait_until
 from tests.views import codes_made, open_checkpoint
 from tidemark import files, searcher
@@ -152,6 +153,40 @@ def test_when_new_rows_are_unlike_those_before_there_is_another_quantizer(
     process.until_settled(owned)
     assert not known.drifted
     assert {segment.entry.quantizer for segment in owned.state.segments} == {2}
+
+
+def test_when_the_builder_makes_none_for_rows_that_are_unlike_it_is_asked_again_only_when_they_change(
+    tmp_path: Path, process: Process
+) -> None:
+    owned = _owned(tmp_path)
+    _apply(owned, 450)
+    process.until_settled(owned)
+    known = process.builds.known(owned)
+    assert known is not None
+    for _ in range(3):
+        _apply(owned, 200, known, 7, 3)
+    assert known.drifted == 1 and known.has_grown(1_050)
+    deleted = [delete(owned.state.position + n, b"%d" % n) for n in range(1_000)]
+    owned.view.apply(decode({owned.partition[1]: deleted}, owned.collection)[0])
+    owned.checkpoint(known)
+    owned.last_record_at = 0.0
+    process.until_settled(owned)  # 50 rows are too few to train on
+    assert (known.version, known.drifted) == (1, 1)
+    _apply(owned, 400, known, 7, 3)
+    process.until(lambda: known.version == 2, owned)
+
+
+def test_rows_found_to_be_unlike_while_the_builder_looks_have_it_look_again(tmp_path: Path) -> None:
+    index = IndexParameters(ann_rows_min=ROWS_MIN)
+    known = Known(tmp_path, _collection("ivfpq"), "g000001", index)
+    known.newest = quantizer_of(DIMENSION)
+    known.trained(Trained(1, False, 5_000), 5_000, 0)
+    assert not known.has_grown(5_000)
+    known.drifted = 1
+    known.trained(Trained(1, False, 5_000), 5_000, 0)
+    assert known.has_grown(5_000)
+    known.trained(Trained(1, False, 5_000), 5_000, 1)
+    assert not known.has_grown(5_000)
 
 
 def test_two_consumers_that_train_at_once_use_the_one_that_was_first(tmp_path: Path) -> None:

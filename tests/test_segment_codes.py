@@ -3,6 +3,7 @@
 import errno
 import os
 from collections.abc import Callable
+from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from tests.test_segment import DAMAGE
 from tidemark import files, segment_files
 from tidemark.ann.quantizer import OUTLIER, Encoded
 from tidemark.errors import CorruptCheckpoint, StoreUnavailable
+from tidemark.part_codes import Used, codes_of
 from tidemark.segment import Segment
 from tidemark.segment_files import joined, write_codes, write_segment
 
@@ -64,6 +66,22 @@ def test_codes_are_added_beside_a_segment_and_the_ones_before_stay_for_who_reads
     with pytest.raises(StoreUnavailable):  # created, never written over
         write_codes(tmp_path / "s", "codes-000002-000001-000001.u8", segment.vectors, second)
     Segment(tmp_path / "s", segment.entry, 8, "l2")
+
+
+def test_codes_are_taken_as_one_entry_says_although_another_takes_its_place_meanwhile(tmp_path: Path) -> None:
+    """Another thread may give a segment the codes of a newer version at any time: here at the second look."""
+    segment, second = _coded(tmp_path / "s"), quantizer_of(8, version=2)
+    written = write_codes(tmp_path / "s", "codes-000002-000001-000001.u8", segment.vectors, second)
+    looks = chain([segment.entry], repeat(segment.entry.with_codes(written)))
+
+    class Replaced(Segment):
+        entry = property(lambda self: next(looks), lambda self, entry: None)  # type: ignore[assignment]
+
+    opened = Replaced.__new__(Replaced)
+    opened.__dict__.update(segment.__dict__)
+    expected = QUANTIZER.quantizer.encode(segment.vectors)
+    coded, _ = codes_of(opened, Used(QUANTIZER.quantizer, 1))
+    assert np.array_equal(coded.lists, expected.lists) and np.array_equal(coded.codes, expected.codes)
 
 
 def test_rows_are_encoded_in_pieces_as_they_are_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

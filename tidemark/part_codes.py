@@ -14,6 +14,7 @@ from tidemark.ann.lists import Lists
 from tidemark.ann.quantizer import OUTLIER, Quantizer
 from tidemark.errors import CorruptCheckpoint, StoreUnavailable
 from tidemark.live_rows import LiveRows
+from tidemark.manifest import SegmentEntry
 from tidemark.segment import Segment
 from tidemark.tail import Tail
 
@@ -70,20 +71,21 @@ def codes_of(part: Part, used: Used) -> tuple[Coded, bool]:
     Those beside a segment are read, when they are of this version.
     """
     quantizer = used.quantizer
-    if isinstance(part, Segment) and part.entry.quantizer == used.version and not used.own:
-        written = _written_beside(part)
+    entry = part.entry if isinstance(part, Segment) else None
+    if isinstance(part, Segment) and entry is not None and entry.quantizer == used.version and not used.own:
+        written = _written_beside(part, entry)
         if written is not None and written[1].shape[1] == quantizer.code_bytes:
-            return Coded(part, *written, part.row_count), is_like(quantizer, part.entry.error, written[0])
+            return Coded(part, *written, part.row_count), is_like(quantizer, entry.error, written[0])
     coded = room_for(part, quantizer)
     coded.count = part.row_count
     error = encode(coded, 0, coded.count, quantizer)
     return coded, is_like(quantizer, error, coded.lists[: coded.count])
 
 
-def _written_beside(segment: Segment) -> tuple[NDArray[np.uint32], NDArray[np.uint8]] | None:
-    """The codes beside a segment; None when they are gone, because a newer manifest names newer ones."""
+def _written_beside(segment: Segment, entry: SegmentEntry) -> tuple[NDArray[np.uint32], NDArray[np.uint8]] | None:
+    """The codes that an entry of a segment names; None when they are gone, as a newer manifest names newer ones."""
     try:
-        return segment.codes
+        return segment.codes_by(entry)
     except (CorruptCheckpoint, StoreUnavailable):
         return None
 

@@ -153,9 +153,13 @@ class Segment:
     @property
     def codes(self) -> tuple[NDArray[np.uint32], NDArray[np.uint8]] | None:
         """The list of each row, uint32 (n,), and its product code (n, code bytes), mapped; None when it has none."""
-        if self.entry.codes_file is None:
+        return self.codes_by(self.entry)
+
+    def codes_by(self, entry: SegmentEntry) -> tuple[NDArray[np.uint32], NDArray[np.uint8]] | None:
+        """The same, as an entry of this segment names them: `entry` may be replaced by another thread at any time."""
+        if entry.codes_file is None:
             return None
-        path, count = self.directory / self.entry.codes_file, self.row_count
+        path, count = self.directory / entry.codes_file, self.row_count
         with _opening(self.directory):
             size = path.stat().st_size
             if count and size % count == 0 and size > 4 * count:
