@@ -182,6 +182,7 @@ def _description(served: Served) -> dict[str, Any]:
         "format": collection.format,
         "id_format": collection.id_format,
         "generation": follower.generation,
+        "kind": follower.collection.index.kind,
         "live_rows": sum(partition.live_rows for partition in partitions),
         "dead_rows": sum(partition.dead_rows for partition in partitions),
         "unbuilt_rows": sum(partition.unbuilt_rows for partition in partitions),

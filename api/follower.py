@@ -196,6 +196,7 @@ class Follower:
             turned_at=self.turned_at,
             ids_in_two_partitions=self._two_partitions.count,
             view=self.view.place,
+            parameters=self.view.collection.index,
             index=self._index_status(),
             partitions=[followed.status(unbuilt) for followed in sorted(self.partitions, key=lambda f: f.number)],
         )

@@ -68,7 +68,7 @@ def of_partition(partition: PartitionMirror, committed: Committed | None, has_in
 def of_collection(served: Served) -> dict[str, Any]:
     follower, collection = served.follower(), served.status
     committed = collection.committed if collection else {}
-    has_index = served.collection.index.kind != "flat"
+    has_index = follower.collection.index.kind != "flat"
     partitions = [of_partition(p, committed.get(p.number), has_index) for p in follower.partitions]
     lags = [partition["offset_lag"] for partition in partitions]
     return {

@@ -5,6 +5,7 @@ segments before a search needs them; a search looks at what the side thread left
 memory. Nothing here waits for the log, a broker or a lock of the other process.
 """
 
+import dataclasses
 import logging
 import threading
 import time
@@ -19,10 +20,9 @@ from numpy.typing import NDArray
 
 from api.problems import Incomplete, NotFound, NotReady
 from api.status import KNOWN_FOR_S, CollectionStatus, FollowerStatus, PartitionStatus, ReplicaStatus
-from tidemark import generation
 from tidemark.caught_up import now_ms
 from tidemark.collection import Collection
-from tidemark.errors import StoreUnavailable, TidemarkError
+from tidemark.errors import StoreUnavailable
 from tidemark.mirror import Problem, ViewMirror
 from tidemark.settings import Settings
 from tidemark.shared_memory import Document, Region
@@ -109,7 +109,10 @@ class _Told:
 
 
 class FollowerMirror:
-    """One follower, as of the last `refresh`; its view keeps its last state when the follower is replaced."""
+    """One follower, as of the last `refresh`; its view keeps its last state when the follower is replaced.
+
+    `collection` is as configured, but for the parameters of the index: those are of the generation that is followed.
+    """
 
     def __init__(self, collection: Collection, document: Document) -> None:
         self.collection = collection
@@ -128,6 +131,7 @@ class FollowerMirror:
             if self._version != self._document.version:
                 self._version, content = self._document.read()
                 told = _Told(_decode_follower(content))
+                self._note_parameters(told.status)
                 self._view = self._view or self._open(told.status)
                 self._told = told
         if self._view is not None:
@@ -136,6 +140,13 @@ class FollowerMirror:
             for number, problem in self._view.problems.items():
                 if number not in said or said[number].why != problem.why:
                     logger.error("%s", problem.why)
+
+    def _note_parameters(self, status: FollowerStatus) -> None:
+        found = status.parameters
+        if found is not None and found != self.collection.index:
+            self.collection = dataclasses.replace(self.collection, index=found)
+            if self._view is not None:
+                self._view.collection = self.collection
 
     def _open(self, status: FollowerStatus) -> ViewMirror | None:
         try:
@@ -230,7 +241,6 @@ class Served:
         self.collection = collection
         self._replica = replica
         self._follower: tuple[str, FollowerMirror] | None = None
-        self._recall_target: tuple[str, float] | None = None
 
     @property
     def recall_target(self) -> float:
@@ -238,15 +248,7 @@ class Served:
 
         What is configured while the generation's file cannot be read; they differ after a change and before a replay.
         """
-        name = self.follower().generation
-        if self._recall_target is None or self._recall_target[0] != name:
-            try:
-                root = self._replica.settings.checkpoint_root
-                found = generation.read(root, self.collection.name, name).index.recall_target
-            except (TidemarkError, OSError):
-                return self.collection.index.recall_target
-            self._recall_target = (name, found)
-        return self._recall_target[1]
+        return self.follower().collection.index.recall_target
 
     @property
     def status(self) -> CollectionStatus | None:

@@ -9,6 +9,7 @@ Invariants: looking and loading are done by a side thread, everything else by th
 A partition has one checkpoint under way at a time. Whatever cannot be opened, what is served stays, and says why.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,9 +18,10 @@ from pathlib import Path
 
 from api.followed import Announced, Followed, Opened, WouldGrow
 from api.tail_memory import TailMemory
+from tidemark import generation as generations
 from tidemark import layout
 from tidemark.checkpoint import Checkpoints
-from tidemark.collection import Collection
+from tidemark.collection import Collection, IndexParameters
 from tidemark.collection_index import CollectionIndex
 from tidemark.errors import StoreUnavailable, TidemarkError
 from tidemark.log import Log
@@ -40,11 +42,13 @@ QUANTIZER_WAITS_S = 60.0
 class Found:
     """What is on disk: the newest version of each partition (0: none yet), and a quantizer not seen before.
 
+    `parameters`: how the generation is indexed, while that was not known and if it can be read.
     `took_s`: time of the processor that it took to look.
     """
 
     versions: dict[int, int]
     quantizer: Versioned | None
+    parameters: IndexParameters | None
     took_s: float
 
 
@@ -71,6 +75,7 @@ class Openings:
         self._root, self._generation = root, generation
         self._view, self._index, self._memory, self._meet = view, index, memory, meet
         self._quantizers = Quantizers(root, view.collection, generation)
+        self._parameters_known = False
         self._waiting: tuple[float, Versioned] | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="open-segments")
         self._looking: Future[Found] | None = None
@@ -96,7 +101,14 @@ class Openings:
             known = Checkpoints(self._root, self._collection, self._generation, number).versions()
             versions[number] = known[-1] if known else 0
         quantizer = self._quantizers.newest(above=quantizer_version)
-        return Found(versions, quantizer, time.thread_time() - began)
+        parameters = None if self._parameters_known else self._parameters()
+        return Found(versions, quantizer, parameters, time.thread_time() - began)
+
+    def _parameters(self) -> IndexParameters | None:
+        try:
+            return generations.read(self._root, self._collection.name, self._generation).index
+        except (TidemarkError, OSError):  # the first consumer has not made it yet, or others say what is wrong
+            return None
 
     def load_found(self, facts: TopicFacts | None) -> float:
         """Meet new partitions, on disk or in the topic, and open what is newer than what we have.
@@ -111,6 +123,8 @@ class Openings:
         except (OSError, StoreUnavailable) as error:
             self.unreadable = f"checkpoints cannot be looked for: {error}"
             return 0.0
+        if found.parameters is not None:
+            self._use(found.parameters)
         self.unreadable, self._newest = None, dict.fromkeys(facts.starts if facts else (), 0) | found.versions
         known = {followed.number for followed in self.partitions}
         self.partitions += tuple(self._meet(number) for number in sorted(self._newest.keys() - known))
@@ -120,6 +134,12 @@ class Openings:
             self.quantizer_version = found.quantizer.version
             self._waiting = time.monotonic(), found.quantizer
         return found.took_s
+
+    def _use(self, parameters: IndexParameters) -> None:
+        """The settings may have changed since the generation was made: only a replay builds by them."""
+        self._parameters_known = True
+        self._view.collection = dataclasses.replace(self._view.collection, index=parameters)
+        self._index.use(parameters)
 
     def _load_if_newer(self, followed: Followed) -> None:
         newest = self._newest.get(followed.number, 0)

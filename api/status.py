@@ -7,6 +7,7 @@ says; what a search needs at once, its positions, is there too.
 import msgspec
 
 from api.freshness import Waits
+from tidemark.collection import IndexParameters
 from tidemark.log import Committed
 from tidemark.snapshot import ViewPlace
 
@@ -66,7 +67,8 @@ class IndexStatus(msgspec.Struct, frozen=True):
 class FollowerStatus(msgspec.Struct, frozen=True):
     """`served`: every known partition is open or has said why not. `turned_at` is monotonic seconds.
 
-    `view` is where the rows of all partitions are.
+    `view` is where the rows of all partitions are. `parameters`: how they are indexed, which is as the generation says,
+    whatever is in the settings by now.
     """
 
     generation: str = ""
@@ -77,6 +79,7 @@ class FollowerStatus(msgspec.Struct, frozen=True):
     turned_at: float = 0.0
     ids_in_two_partitions: int = 0
     view: ViewPlace | None = None
+    parameters: IndexParameters | None = None
     index: IndexStatus | None = None
     partitions: list[PartitionStatus] = []
 

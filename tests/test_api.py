@@ -329,7 +329,7 @@ def test_collections_are_listed_and_described(client: httpx.Client) -> None:
     assert "docs" in client.get("/collections").text
     described = client.get("/collections/docs").json()
     assert described["dimension"] == DIMENSION and described["metric"] == "cosine"
-    assert described["recall_target"] == 0.97
+    assert (described["kind"], described["recall_target"]) == ("ivfpq", 0.97)
     assert not any(segment["below_recall_target"] for segment in described["segments"])
 
 

@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,23 @@ import pytest
 
 from api.followed import Followed
 from api.follower import Follower
+from api.mirror import FollowerMirror
 from api.tail_memory import TailMemory
 from tests.messages import delete, upsert
 from tests.model import Model, Operation
+from tests.services import wait_until
 from tests.views import apply, opened
-from tidemark import searcher
+from tidemark import generation, searcher
 from tidemark.caught_up import now_ms
 from tidemark.checkpoint import Checkpoints
-from tidemark.collection import Collection
+from tidemark.collection import Collection, IndexParameters
 from tidemark.errors import LogGap
 from tidemark.log import Log
 from tidemark.manifest import TopicIdentity
 from tidemark.mirror import ViewMirror
 from tidemark.segment import Segment
 from tidemark.settings import load
+from tidemark.shared_memory import Document, Region
 from tidemark.topic_watch import TopicFacts, TopicWatch
 from tidemark.view import View
 
@@ -204,6 +208,32 @@ def test_a_log_that_was_shorter_when_it_was_asked_about_before_the_checkpoint_wa
     both.followed.start_reading(log, facts(0, 3))
     assert both.followed.reading
     log.close()
+
+
+def test_how_rows_are_indexed_is_as_the_generation_says_and_not_as_the_settings_do_by_now(tmp_path: Path) -> None:
+    both = Both(tmp_path)
+    configured = replace(COLLECTION, index=IndexParameters(kind="flat", recall_target=0.5))
+    made = IndexParameters(recall_target=0.9, ann_rows_min=500)
+    follower = Follower(both.settings, configured, "g000001", both.watch)
+    follower._publish()
+    mirror = FollowerMirror(configured, Document(Region.open(follower.document.name)))
+    mirror.refresh()
+    assert mirror.collection == configured
+
+    def look() -> IndexParameters:
+        follower.openings.look()
+        wait_until(lambda: follower.openings.load_found(facts(0, 1)), 10, "it has looked")
+        follower._publish()
+        mirror.refresh()
+        assert mirror._view is not None and mirror._view.collection == mirror.collection
+        return mirror.collection.index
+
+    assert look() == configured.index, "no consumer has made the generation yet"
+    assert generation.served(tmp_path, replace(COLLECTION, index=made)).index == made
+    assert look() == made
+    assert follower.index._view.collection.index.kind == "ivfpq"
+    assert (follower.index._recall_target, follower.index._ann_rows_min) == (0.9, 500)
+    follower.close()
 
 
 def test_what_was_refused_is_tried_at_once_when_the_topic_or_the_generation_wanted_changes(tmp_path: Path) -> None:

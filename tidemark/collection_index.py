@@ -24,6 +24,7 @@ from tidemark.ann import calibration
 from tidemark.ann.lists import Lists
 from tidemark.ann.open_lists import OpenLists
 from tidemark.ann.quantizer import OUTLIER, ROWS_LEAST, Quantizer
+from tidemark.collection import IndexParameters
 from tidemark.held_out import held_out, ranked
 from tidemark.mirror import ViewMirror
 from tidemark.part_codes import (
@@ -129,6 +130,10 @@ class CollectionIndex:
         """A quantizer that consumers have made; used from the next turn on when it is newer."""
         if self._offered is None or version > self._offered.version:
             self._offered = Used(quantizer, version)
+
+    def use(self, parameters: IndexParameters) -> None:
+        """The parameters of the generation, in the place of those given at first; its kind is looked up in the view."""
+        self._recall_target, self._ann_rows_min = parameters.recall_target, max(parameters.ann_rows_min, ROWS_LEAST)
 
     def want(self, segments: Sequence[Segment]) -> None:
         """Have segments coded that are to be searched soon; they have row numbers."""
