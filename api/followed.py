@@ -82,6 +82,7 @@ class Followed:
         self.end: int | None = None
         self.caught_up = CaughtUp()
         self.last_record_at = time.monotonic()
+        self.behind_since: float | None = None
         self.bad_records = 0
         self.freshness = Freshness()
         self.retry_at = self.open_retry_at = 0.0

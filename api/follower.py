@@ -306,10 +306,15 @@ class Follower:
 
     def _wake_if_stalled(self, followed: Followed, log: Log) -> None:
         """Read a partition again from our position when its end moves on but nothing arrives."""
-        silent = time.monotonic() - followed.last_record_at
-        if followed.reading and not self.frozen and followed.offset_lag and silent > STALL_S:
+        now = time.monotonic()
+        if not followed.reading or self.frozen or not followed.offset_lag:
+            followed.behind_since = None
+            return
+        followed.behind_since = followed.behind_since or now  # after a long silence the first record is not late
+        silent = now - max(followed.behind_since, followed.last_record_at)
+        if silent > STALL_S:
             logger.error("%s[%d]: behind and nothing fetched for %.0f s; reading again", *followed.partition, silent)
-            followed.last_record_at = time.monotonic()
+            followed.behind_since = now
             log.restart(followed.start)
 
     def _note_caught_up(self) -> None:

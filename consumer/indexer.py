@@ -355,13 +355,17 @@ class Indexer:
 
     def _wake_if_stalled(self, owned: OwnedPartition) -> None:
         """Read a partition again from our position when its end moves on but nothing arrives."""
-        silent = time.monotonic() - owned.last_record_at
-        if owned.end > owned.state.position and silent > STALL_S and owned.held is None:
-            behind = owned.end - owned.state.position
+        behind, now = owned.end - owned.state.position, time.monotonic()
+        if behind <= 0 or owned.held is not None:
+            owned.behind_since = None
+            return
+        owned.behind_since = owned.behind_since or now  # after a long silence the first record is not late
+        silent = now - max(owned.behind_since, owned.last_record_at)
+        if silent > STALL_S:
             logger.error(
                 "%s: %d offsets behind and nothing fetched for %.0f s; reading again", owned.name, behind, silent
             )
-            owned.last_record_at = time.monotonic()
+            owned.behind_since = now
             self._log.restart(owned.start)
 
     def _publish_status(self) -> None:

@@ -78,6 +78,7 @@ class OwnedPartition:
     records: int = 0
     bad: dict[str, int] = field(default_factory=dict)
     last_record_at: float = field(default_factory=time.monotonic)
+    behind_since: float | None = None
     told: str | None = None
     told_at: float = field(default_factory=time.monotonic)
     problem_since_ms: int | None = None

@@ -82,6 +82,10 @@ def test_a_consumers_partition_from_which_nothing_comes_although_its_log_grows_i
         assert _position(indexer, partition) == 10
         assert "reading again" not in caplog.text
         indexer._owned[partition].last_record_at -= consumer_indexer.STALL_S
+        indexer._turn(log)
+        assert "reading again" not in caplog.text  # silence before there was anything to read is none
+        _turn_until(lambda: indexer._turn(log), lambda: indexer._owned[partition].behind_since is not None, "seen")
+        indexer._owned[partition].behind_since -= consumer_indexer.STALL_S  # type: ignore[operator]
         _turn_until(lambda: indexer._turn(log), lambda: _position(indexer, partition) == 20, "read again")
         assert "10 offsets behind and nothing fetched" in caplog.text
     finally:
@@ -119,6 +123,10 @@ def test_a_replicas_partition_from_which_nothing_comes_although_its_log_grows_is
         assert positions() == [10]
         assert "reading again" not in caplog.text
         follower.partitions[0].last_record_at -= api_follower.STALL_S
+        follower._turn(log)
+        assert "reading again" not in caplog.text
+        _turn_until(lambda: follower._turn(log), lambda: follower.partitions[0].behind_since is not None, "seen")
+        follower.partitions[0].behind_since -= api_follower.STALL_S  # type: ignore[operator]
         _turn_until(lambda: follower._turn(log), lambda: positions() == [20], "read again")
         assert "behind and nothing fetched" in caplog.text
     finally:
