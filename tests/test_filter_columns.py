@@ -66,6 +66,14 @@ def test_of_rows_that_the_columns_rule_out_no_json_is_read() -> None:
     assert held.rows_read == 3
 
 
+def test_fields_that_few_objects_have_are_found_in_their_rows() -> None:
+    rows: list[Any] = [None, {"a": 7}, *({"a": {"b": row}} for row in range(2, 60)), {"a": 7}]
+    rows[31] = {"a": {"b": 31, "rare": 1}, "rarer": 2}
+    held = part(rows)
+    assert matching({"a.rare": 1}, held) == matching({"rarer": 2}, held) == matching({"a.b": 31}, held) == [31]
+    assert held.rows_read == 0
+
+
 def test_long_arrays_and_long_strings_are_left_in_the_json() -> None:
     rows = [
         {"array": list(range(2 * VALUES_PER_ROW_MAX)), "text": "x" * 300 + str(row), "a": 1} for row in range(2_000)
