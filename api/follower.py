@@ -156,7 +156,7 @@ class Follower:
         self._follow_checkpoints(log)
         if self.openings.served:
             self.openings.offer_quantizer()
-            self.index.turn(may_train=self.caught_up_once and not self.openings.quantizer_version)
+            self.index.turn(may_train=self.caught_up_once and self.openings.quantizer is None)
         if self.caught_up_once and not self.frozen:
             self._two_partitions.turn(self.view)
             self._now_and_then.do("move", MOVE_EVERY_S, self.view.move_few)

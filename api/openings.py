@@ -70,7 +70,7 @@ class Openings:
         self.partitions: tuple[Followed, ...] = ()
         self.served = False
         self.unreadable: str | None = None
-        self.quantizer_version = 0  # the newest one on disk
+        self.quantizer: Versioned | None = None  # the newest one on disk
         self._collection: Collection = view.collection
         self._root, self._generation = root, generation
         self._view, self._index, self._memory, self._meet = view, index, memory, meet
@@ -90,17 +90,17 @@ class Openings:
     def look(self) -> None:
         """Have the side thread look, unless it does: the disk may take its time."""
         if self._looking is None:
-            self._looking = self._pool.submit(self._look, self.quantizer_version)
+            self._looking = self._pool.submit(self._look, self.quantizer)
 
-    def _look(self, quantizer_version: int) -> Found:
+    def _look(self, known: Versioned | None) -> Found:
         began = time.thread_time()
         directory = self._root / layout.generation_directory(self._collection.name, self._generation)
         names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
         versions = {}
         for number in (found for name in names if (found := layout.partition_number(name)) is not None):
-            known = Checkpoints(self._root, self._collection, self._generation, number).versions()
-            versions[number] = known[-1] if known else 0
-        quantizer = self._quantizers.newest(above=quantizer_version)
+            written = Checkpoints(self._root, self._collection, self._generation, number).versions()
+            versions[number] = written[-1] if written else 0
+        quantizer = self._quantizers.newest(known)
         parameters = None if self._parameters_known else self._parameters()
         return Found(versions, quantizer, parameters, time.thread_time() - began)
 
@@ -126,12 +126,12 @@ class Openings:
         if found.parameters is not None:
             self._use(found.parameters)
         self.unreadable, self._newest = None, dict.fromkeys(facts.starts if facts else (), 0) | found.versions
-        known = {followed.number for followed in self.partitions}
-        self.partitions += tuple(self._meet(number) for number in sorted(self._newest.keys() - known))
+        met = {followed.number for followed in self.partitions}
+        self.partitions += tuple(self._meet(number) for number in sorted(self._newest.keys() - met))
         for followed in self.partitions:
             self._load_if_newer(followed)
         if found.quantizer is not None:
-            self.quantizer_version = found.quantizer.version
+            self.quantizer = found.quantizer
             self._waiting = time.monotonic(), found.quantizer
         return found.took_s
 
@@ -160,7 +160,9 @@ class Openings:
             return
         since, (version, quantizer) = self._waiting
         late = time.monotonic() - since > QUANTIZER_WAITS_S
-        if late or not self._index.version or all(s.entry.quantizer >= version for s in self._view.segments):
+        entries = [segment.entry for segment in self._view.segments]
+        coded = all(e.quantizer > version or e.is_coded_by(version, quantizer.identity) for e in entries)
+        if late or coded or not self._index.version:
             self._index.offer(version, quantizer)
             self._waiting = None
 

@@ -64,7 +64,7 @@ def _merge(job: Merge) -> Merged:
     quantizer = encoded = None
     if job.quantizer:
         quantizer = Versioned(job.quantizer, job.place.quantizers.read(job.quantizer))
-        encoded = _codes_of(segments, job.quantizer)
+        encoded = _codes_of(segments, quantizer)
     directory = job.place.directory(job.partition) / job.output
     metric = job.place.collection.metric
     entry = write_segment(directory, rows, metric, job.index, len(rows), quantizer, encoded)
@@ -80,13 +80,14 @@ def _opened(job: Merge, source: Input) -> Segment:
     return segment
 
 
-def _codes_of(segments: list[Segment], version: int) -> Encoded | None:
-    """The codes of the rows that live, one segment after the other; None unless all are of this version."""
+def _codes_of(segments: list[Segment], quantizer: Versioned) -> Encoded | None:
+    """The codes of the rows that live, one segment after the other; None unless all are of this quantizer."""
     parts = []
     for segment in segments:
-        if segment.entry.quantizer != version or segment.codes is None:
+        found = segment.codes if segment.entry.is_coded_by(quantizer.version, quantizer.quantizer.identity) else None
+        if found is None:
             return None
-        lists, codes = segment.codes
+        lists, codes = found
         alive = ~segment.dead_mask()
         if alive.any():
             parts.append(Encoded(lists[alive], codes[alive], segment.entry.error))

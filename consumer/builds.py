@@ -87,7 +87,7 @@ class Builds:
 
     def _to_code(self, partition: OwnedPartition) -> list[Segment]:
         known = self.known(partition)
-        return partition.wanted_codes(known.version) if known is not None and known.newest is not None else []
+        return partition.wanted_codes(known) if known is not None else []
 
     def _to_merge(self, partition: OwnedPartition, quiet: bool) -> list[Segment]:
         known, most = self.known(partition), segment_rows_max(self._settings, partition.collection)

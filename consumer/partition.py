@@ -183,11 +183,11 @@ class OwnedPartition:
         """During a backlog, until a bound holds the reading back: builds would take the cores from those who read."""
         return self.is_behind and self.held is None
 
-    def wanted_codes(self, version: int) -> list[Segment]:
-        """Segments without codes of this version of the quantizer, those without any first, as many as a job takes."""
-        if self._builds_wait:
+    def wanted_codes(self, known: Known) -> list[Segment]:
+        """Segments without codes of the newest quantizer, those without any first, as many as a job takes."""
+        if self._builds_wait or known.newest is None:
             return []
-        uncoded = [segment for segment in self.state.segments if segment.entry.quantizer != version]
+        uncoded = [segment for segment in self.state.segments if not known.has_coded(segment.entry)]
         taken: list[Segment] = []
         for segment in sorted(uncoded, key=lambda segment: segment.entry.quantizer > 0):
             if taken and sum(s.entry.rows for s in taken) + segment.entry.rows > CODED_ROWS:

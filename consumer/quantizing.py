@@ -15,7 +15,7 @@ from consumer.jobs import Place, Trained
 from tidemark.collection import Collection, IndexParameters
 from tidemark.errors import StoreUnavailable
 from tidemark.generation import Generation
-from tidemark.manifest import CodesEntry
+from tidemark.manifest import CodesEntry, SegmentEntry
 from tidemark.quantizers import Quantizers, Versioned
 
 logger = logging.getLogger(__name__)
@@ -54,6 +54,11 @@ class Known:
         """Recall@10 of searches by its codes, as measured on the rows that it was trained on."""
         return self.newest.quantizer.parameters.recall if self.newest else 1.0
 
+    def has_coded(self, entry: SegmentEntry) -> bool:
+        """Whether a segment has codes of the newest one known."""
+        newest = self.newest
+        return newest is not None and entry.is_coded_by(newest.version, newest.quantizer.identity)
+
     def turn(self, side: ThreadPoolExecutor) -> None:
         """Take a version that was found, and have the next one looked for when it is time."""
         now = time.monotonic()
@@ -62,7 +67,7 @@ class Known:
             self._take(looked)
         if self._looking is None and now >= self._look_at:
             self._look_at = now + LOOK_FOR_NEW_S
-            self._looking = side.submit(self._quantizers.newest, self.version)
+            self._looking = side.submit(self._quantizers.newest, self.newest)
 
     def _take(self, looked: Future[Versioned | None]) -> None:
         try:
@@ -118,9 +123,11 @@ class Known:
 
     def note(self, codes: CodesEntry, rows: int) -> None:
         """Codes were made of so many rows: find out when those of some time are much worse than at the training."""
-        if self.newest is None or codes.quantizer != self.newest.version:
+        if self.newest is None:
             return
         quantizer = self.newest.quantizer
+        if (codes.quantizer, codes.quantizer_id) != (self.newest.version, quantizer.identity):
+            return
         self._rows += rows
         self._outliers += codes.outliers
         self._error += (rows - codes.outliers) * codes.error

@@ -66,7 +66,7 @@ class PartitionStatus:
             segments=len(entries),
             quantizer=version,
             quantizer_recall=known.recall if known and version else None,
-            uncoded_rows=sum(e.rows for e in entries if known and (e.codes_file is None or e.quantizer != version)),
+            uncoded_rows=sum(e.rows for e in entries if known and not known.has_coded(e)),
             recalls=tuple(entry.recall for entry in entries if entry.kind == "hnsw"),
             recall_target=owned.index.recall_target,
             records=owned.records,

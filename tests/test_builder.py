@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from consumer.build import run
 from consumer.builder import Builder
 from consumer.builds import Builds
-from consumer.jobs import Trained
+from consumer.jobs import Input, Merge, Merged, Trained
 from consumer.partition import OwnedPartition
 from consumer.quantizing import Known, KnownQuantizers
 from tests import golden
@@ -30,6 +31,7 @@ from tidemark.manifest import TopicIdentity
 from tidemark.mirror import ViewMirror
 from tidemark.quantizers import Quantizers
 from tidemark.record import decode
+from tidemark.segment import Segment
 from tidemark.settings import ConsumerSettings
 from tidemark.view import View
 
@@ -256,6 +258,32 @@ def test_a_merge_copies_codes_of_the_newest_version_and_leaves_dead_rows_out(tmp
     assert segment.codes is not None
     lists, codes = segment.codes
     assert all(before[segment.id_of(row)] == (lists[row], codes[row].tobytes()) for row in range(280))
+
+
+def test_when_another_quantizer_has_the_number_of_the_one_before_all_rows_are_coded_anew(
+    tmp_path: Path, process: Process
+) -> None:
+    """As when quantizers are restored from an older copy of the directory than manifests are."""
+    owned = _owned(tmp_path)
+    _apply(owned, 450)
+    process.until_settled(owned)
+    known = process.builds.known(owned)
+    assert known is not None and known.newest is not None and known.version == 1
+    other = quantizer_of(DIMENSION, version=99).quantizer
+    path = tmp_path / "docs" / "g000001" / "quantizer-000001.bin"
+    path.unlink()
+    assert known.place.quantizers.create(1, other)
+    entries = [segment.entry for segment in owned.state.segments]
+    inputs = [Input.of(each, np.zeros(each.rows, bool)) for each in entries]
+    merged = run(Merge(known.place, 0, "seg-000001-000099", inputs, owned.index, 1))
+    assert isinstance(merged, Merged) and merged.entry is not None
+    assert merged.entry.quantizer_id == other.identity
+    segment = Segment(owned.checkpoints.directory / merged.entry.name, merged.entry, DIMENSION, "l2")
+    assert segment.codes is not None
+    assert (segment.codes[0] == other.encode(segment.vectors).lists).all(), "no codes of the other one are copied"
+    process.until(lambda: known.newest is not None and known.newest.quantizer.identity == other.identity, owned)
+    process.until_settled(owned)
+    assert {segment.entry.quantizer_id for segment in owned.state.segments} == {other.identity}
 
 
 @pytest.mark.parametrize("kind", ["hnsw", "flat"])

@@ -119,6 +119,7 @@ def trained(collection: Collection, vectors: NDArray[np.float32], seed: int = 0,
 
 
 QUANTIZER = trained(collection_of(), VECTORS[:ROWS])
+FOUR_LISTS = trained(collection_of(), VECTORS[:ROWS], nlist=4)
 QUERIES = np.ascontiguousarray(VECTORS[: 2 * ROWS : 40] + np.float32(0.01))
 
 
@@ -152,6 +153,24 @@ def test_a_quantizer_that_is_offered_is_used_and_an_older_one_is_not() -> None:
         assert made.view.index is not None and made.view.index.version == used
     assert made.ranked_exactly == 0
     assert made.recall(QUERIES) >= 0.95
+
+
+def test_another_quantizer_of_a_number_used_before_or_of_a_lower_one_is_used(tmp_path: Path) -> None:
+    """As when the checkpoints were restored, or begun again. One that was used before and left is not used again."""
+    made = Replica(drifted_rows_max=500)
+    made.put(VECTORS[:ROWS])
+    for version, quantizer in ((3, QUANTIZER), (3, FOUR_LISTS), (1, QUANTIZER)):
+        made.index.offer(version, quantizer)
+        assert not made.index.settled
+        codes_made(made.index)
+        assert made.index.lists is not None
+        assert (made.index.version, made.index.lists.place.lists) == (version, quantizer.lists)
+        assert made.recall(QUERIES) >= 0.9
+    made.put(100 + VECTORS[ROWS : ROWS + 600], ROWS)
+    made.turn_until(lambda: made.index.version == 0)  # they are unlike the others
+    made.index.offer(1, QUANTIZER)
+    codes_made(made.index)
+    assert made.index.version == 0
 
 
 def test_one_that_was_trained_here_is_replaced_by_the_consumers_first() -> None:
@@ -322,7 +341,6 @@ def test_updates_beside_the_side_thread_leave_exact_counts(seed: int) -> None:
 # The bound.
 
 
-FOUR_LISTS = trained(collection_of(), VECTORS[:ROWS], nlist=4)
 BOUND = ROWS * (FOUR_LISTS.code_bytes + 8)
 
 
@@ -458,9 +476,11 @@ def test_a_segment_with_the_row_numbers_of_one_that_is_gone_is_not_taken_for_cod
     assert made.recall(np.ascontiguousarray(VECTORS[ROWS : 2 * ROWS : 40])) >= 0.95
 
 
-@pytest.mark.parametrize(("version", "read"), [(1, True), (2, False)])
-def test_codes_beside_a_segment_are_read_when_they_are_of_the_version_used(
-    tmp_path: Path, version: int, read: bool
+@pytest.mark.parametrize(
+    ("version", "quantizer", "read"), [(1, QUANTIZER, True), (2, QUANTIZER, False), (1, FOUR_LISTS, False)]
+)
+def test_codes_beside_a_segment_are_read_when_they_are_of_the_quantizer_used(
+    tmp_path: Path, version: int, quantizer: Quantizer, read: bool
 ) -> None:
     made = Replica()
     leader = opened(made.collection)
@@ -468,7 +488,7 @@ def test_codes_beside_a_segment_are_read_when_they_are_of_the_version_used(
     rows = leader.unsaved_rows(0)
     assert rows is not None
     in_list_3 = Encoded(np.full(500, 3, np.uint32), np.zeros((500, QUANTIZER.code_bytes), np.uint8), 0.0)
-    entry = write_segment(tmp_path / "s", rows, "l2", FLAT, 1, Versioned(version, QUANTIZER), in_list_3)
+    entry = write_segment(tmp_path / "s", rows, "l2", FLAT, 1, Versioned(version, quantizer), in_list_3)
     made.view.open(0, [Segment(tmp_path / "s", entry, DIMENSION, "l2")], 500, 0, 0)
     made.index.offer(1, QUANTIZER)
     codes_made(made.index)

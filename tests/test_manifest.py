@@ -19,7 +19,7 @@ SEGMENT = SegmentEntry(
     dead_rows=3,
     dead_file="dead-0000000002.bits",
 )
-CODES = CodesEntry("codes-000007.u8", FileEntry(80, "cd" * 16), 7, 0.25, 1)
+CODES = CodesEntry("codes-000007.u8", FileEntry(80, "cd" * 16), 7, "12" * 16, 0.25, 1)
 MANIFEST = Manifest(
     collection="docs",
     generation="g000001",
@@ -95,7 +95,7 @@ def test_of_a_segment_of_an_earlier_format_with_lists_of_its_own_the_rows_and_fi
 
 def test_a_segment_gets_other_codes_in_the_place_of_those_it_had() -> None:
     assert SEGMENT.codes is None
-    other = CodesEntry("codes-000008.u8", FileEntry(80, "ef" * 16), 8, 0.125, 0)
+    other = CodesEntry("codes-000008.u8", FileEntry(80, "ef" * 16), 8, "34" * 16, 0.125, 0)
     entry = SEGMENT.with_codes(CODES).with_codes(other)
     assert entry.codes == other
     assert entry.files == {**SEGMENT.files, other.name: other.file}

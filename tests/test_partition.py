@@ -85,7 +85,7 @@ def test_an_installed_build_is_checkpointed_at_once_or_with_the_rows_in_memory(o
 
 def _names(owned: OwnedPartition, known: Known) -> tuple[list[str], list[str]]:
     """Segments to be coded, and to be merged."""
-    coded, merged = owned.wanted_codes(known.version), owned.wanted_merge(10**6, False, known)
+    coded, merged = owned.wanted_codes(known), owned.wanted_merge(10**6, False, known)
     return [segment.name for segment in coded], [segment.name for segment in merged]
 
 
@@ -169,7 +169,7 @@ def test_codes_let_reading_go_on_that_was_stopped_at_the_bound(owned: OwnedParti
     hold_back(owned, log, known=known)
     assert log.told == ["stop"]
     known.newest = QUANTIZER
-    (segment,) = owned.wanted_codes(known.version)
+    (segment,) = owned.wanted_codes(known)
     name = owned.checkpoints.new_codes_name(segment.name, known.version)
     codes = write_codes(segment.directory, name, segment.vectors, QUANTIZER)
     owned.take_codes({segment.name: codes}, known)

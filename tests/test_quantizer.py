@@ -25,7 +25,7 @@ def test_what_was_written_codes_and_searches_alike(metric: Metric, dimension: in
         assert getattr(read, name) == getattr(quantizer, name)
     ours, theirs = quantizer.encode(rows), read.encode(rows)
     assert (ours.lists == theirs.lists).all() and (ours.codes == theirs.codes).all() and ours.error == theirs.error
-    assert read.to_bytes() == quantizer.to_bytes()
+    assert read.to_bytes() == quantizer.to_bytes() and read.identity == quantizer.identity
     found = [
         nearest(OpenLists(each, filled(each, rows)), rows, rows[:9], 5, all_alive(3_000)) for each in (quantizer, read)
     ]

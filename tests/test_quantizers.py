@@ -46,7 +46,7 @@ def test_a_quantizer_is_read_back_and_codes_as_the_one_that_was_made(tmp_path: P
     assert (ours.lists.tobytes(), ours.codes.tobytes()) == (theirs.lists.tobytes(), theirs.codes.tobytes())
     assert found.quantizer.to_bytes() == second.quantizer.to_bytes()
     assert _quantizers(tmp_path).read(1).to_bytes() == first.quantizer.to_bytes()
-    assert _quantizers(tmp_path).newest(above=2) is None
+    assert _quantizers(tmp_path).newest(found) is None
 
 
 def test_of_eight_who_make_the_same_version_at_once_one_wins_and_all_find_its(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_a_damaged_quantizer_is_passed_over_for_the_one_before_and_said(
     found = made.newest()
     assert found is not None and found.version == 1
     assert "quantizer passed over" in caplog.text and path.name in caplog.text
-    assert made.newest(above=1) is None
+    assert made.newest(found) is None
     assert made.versions() == [1, 2]  # its number stays taken
 
 
@@ -149,6 +149,29 @@ def test_whichever_operation_of_making_one_fails_nothing_half_is_left_and_the_ne
         assert not list(root.rglob("*.tmp"))
         assert made.create(1, quantizer)
     assert failing >= 4
+
+
+def test_in_a_directory_begun_again_a_quantizer_of_a_number_known_or_a_lower_one_is_newer(tmp_path: Path) -> None:
+    made = _made(tmp_path, 3)
+    known = made.newest()
+    assert known is not None and known.version == 3 and made.newest(known) is None
+    for path in (tmp_path / "docs" / "g000001").iterdir():
+        path.unlink()
+    assert made.newest(known) is None
+    first, third = (quantizer_of(8, version=seed).quantizer for seed in (11, 13))
+    assert made.create(1, first)
+    found = made.newest(known)
+    assert found is not None and (found.version, found.quantizer.identity) == (1, first.identity)
+    assert made.newest(found) is None
+    assert made.create(2, first) and made.create(3, third)
+    found = made.newest(known)
+    assert found is not None and (found.version, found.quantizer.identity) == (3, third.identity)
+    for version in range(4, 4 + KEPT):
+        assert made.create(version, first)
+    made.remove_old()
+    newer = made.newest(found)
+    assert newer is not None and newer.version == 3 + KEPT
+    assert made.newest(newer) is None
 
 
 def test_a_disk_that_cannot_be_read_is_not_taken_for_damage(tmp_path: Path) -> None:

@@ -93,7 +93,8 @@ class CollectionIndex:
         self._own_quantizer_after_s, self._drifted_rows_max = own_quantizer_after_s, drifted_rows_max
         self._coded_rows_min = coded_rows_min or max(CODED_ROWS_MIN, CODED_NUMBERS // view.collection.dimension)
         self.problem: str | None = None
-        self._offered: Used | None = None
+        self._offered: Used | None = None  # and not used yet
+        self._taken: Used | None = None  # the last one that was offered and used
         self._used: Used | None = None
         self._written: Region | None = None  # the bytes of the quantizer used
         self._written_bytes = 0
@@ -127,8 +128,12 @@ class CollectionIndex:
         return self._lists
 
     def offer(self, version: int, quantizer: Quantizer) -> None:
-        """A quantizer that consumers have made; used from the next turn on when it is newer."""
-        if self._offered is None or version > self._offered.version:
+        """The newest quantizer that consumers have made; used from the next turn on, unless it was offered before.
+
+        Another one may have a number that was used already: the checkpoints were restored or begun again.
+        """
+        last = self._offered or self._taken
+        if last is None or version > last.version or quantizer.identity != last.quantizer.identity:
             self._offered = Used(quantizer, version)
 
     def use(self, parameters: IndexParameters) -> None:
@@ -148,7 +153,7 @@ class CollectionIndex:
     @property
     def settled(self) -> bool:
         """Whether all segments are in the lists, or nothing is there to put them in."""
-        return self._newer is None and self.has(self._view.segments)
+        return self._offered is None and self.has(self._view.segments)
 
     @property
     def idle(self) -> bool:
@@ -178,15 +183,9 @@ class CollectionIndex:
         if work is not None:
             self._job = self._pool.submit(work)
 
-    @property
-    def _newer(self) -> Used | None:
-        """What the consumers have made since what is used."""
-        offered, used = self._offered, self._used
-        return offered if offered is not None and (used is None or offered.version > used.version) else None
-
     def _next(self, may_train: bool) -> Callable[[], Finish] | None:
-        if (newer := self._newer) is not None:
-            return partial(self._fill, newer, self._parts(), time.monotonic())
+        if self._offered is not None:
+            return partial(self._fill, self._offered, self._parts(), time.monotonic())
         if self._used is None or self._lists is None:
             return (
                 partial(self._train, self._parts(), time.monotonic()) if may_train and self._waits_too_long() else None
@@ -355,6 +354,8 @@ class CollectionIndex:
             self._written = Region(len(written), shared=True)
             self._written.take(np.uint8, len(written))[:] = np.frombuffer(written, np.uint8)
             self._written_bytes = len(written)
+        if used is self._offered:
+            self._taken, self._offered = used, None
         self._used, self._lists, self._coded = used, lists, {}
         self._full = self._drifted = False
         for appended in done:

@@ -222,7 +222,7 @@ def _codes(parts: Sequence[_Part], quantizer: Versioned) -> tuple[NDArray[np.uin
 
 
 def _codes_of(part: _Part, quantizer: Versioned) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
-    if part.codes is not None and part.segment.entry.quantizer == quantizer.version:
+    if part.codes is not None and part.segment.entry.is_coded_by(quantizer.version, quantizer.quantizer.identity):
         lists, codes = part.codes
         return lists[part.live], codes[part.live]
     made = [encode(quantizer.quantizer, part.segment.vectors[block]) for block in part.blocks()]

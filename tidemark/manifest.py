@@ -35,6 +35,7 @@ class CodesEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     file: FileEntry
     quantizer: int
+    quantizer_id: str
     error: float
     outliers: int
 
@@ -43,7 +44,8 @@ class SegmentEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An immutable segment and which of its rows are dead at the manifest's position.
 
     kind hnsw: it has a graph, whose searches had the `recall` with the `effort` (efSearch). `codes_file`, if any, has
-    the codes of its rows by the generation's quantizer of version `quantizer`, with what CodesEntry says of them.
+    the codes of its rows by the generation's quantizer of version `quantizer` and identity `quantizer_id`, with what
+    CodesEntry says of them.
     """
 
     name: str
@@ -56,6 +58,7 @@ class SegmentEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dead_file: str | None = None
     codes_file: str | None = None
     quantizer: int = 0
+    quantizer_id: str = ""
     error: float = 0.0
     outliers: int = 0
 
@@ -67,7 +70,12 @@ class SegmentEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def codes(self) -> CodesEntry | None:
         if self.codes_file is None:
             return None
-        return CodesEntry(self.codes_file, self.files[self.codes_file], self.quantizer, self.error, self.outliers)
+        file = self.files[self.codes_file]
+        return CodesEntry(self.codes_file, file, self.quantizer, self.quantizer_id, self.error, self.outliers)
+
+    def is_coded_by(self, version: int, identity: str) -> bool:
+        """Whether its codes are of this very quantizer: in a directory begun again, another may have the number."""
+        return self.codes_file is not None and (self.quantizer, self.quantizer_id) == (version, identity)
 
     def with_codes(self, codes: CodesEntry) -> "SegmentEntry":
         """The same rows with other codes."""
@@ -77,6 +85,7 @@ class SegmentEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             files={**named, codes.name: codes.file},
             codes_file=codes.name,
             quantizer=codes.quantizer,
+            quantizer_id=codes.quantizer_id,
             error=codes.error,
             outliers=codes.outliers,
         )

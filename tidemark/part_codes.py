@@ -35,6 +35,10 @@ class Used:
     version: int
     own: bool = False
 
+    def made(self, entry: SegmentEntry) -> bool:
+        """Whether the codes that an entry names are of it."""
+        return not self.own and entry.is_coded_by(self.version, self.quantizer.identity)
+
 
 @dataclass(slots=True)
 class Coded:
@@ -68,11 +72,11 @@ class Appended(NamedTuple):
 def codes_of(part: Part, used: Used) -> tuple[Coded, bool]:
     """The codes of all rows that a part has now, and whether its rows are like those that codes are made for.
 
-    Those beside a segment are read, when they are of this version.
+    Those beside a segment are read, when they are of this quantizer.
     """
     quantizer = used.quantizer
     entry = part.entry if isinstance(part, Segment) else None
-    if isinstance(part, Segment) and entry is not None and entry.quantizer == used.version and not used.own:
+    if isinstance(part, Segment) and entry is not None and used.made(entry):
         written = _written_beside(part, entry)
         if written is not None and written[1].shape[1] == quantizer.code_bytes:
             return Coded(part, *written, part.row_count), is_like(quantizer, entry.error, written[0])

@@ -1,13 +1,14 @@
 """The quantizers of a generation: numbered files in its directory, shared by all of its partitions.
 
 Invariants: a file is created whole or not at all and never changes; of several consumers that make the same version
-the first one wins; a number is never used twice, so codes of a version are of one quantizer for ever. Only bytes that
-match their checksum are used. The newest `KEPT` versions stay; of older ones an empty file keeps the number, and codes
-of them count as none.
+the first one wins; a number is never used twice, unless the directory is restored or begun again: so codes are told by
+their quantizer's identity, too, which is the checksum at the end of its file. Only bytes that match it are used. The
+newest `KEPT` versions stay; of older ones an empty file keeps the number, and codes of them count as none.
 Knows nothing of who makes one when (consumer/training.py), nor of segments.
 """
 
 import logging
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,12 +55,15 @@ class Quantizers:
             )
         return quantizer
 
-    def newest(self, above: int = 0) -> Versioned | None:
-        """The newest one that can be used, of a version above the one given; None when there is none.
+    def newest(self, known: Versioned | None = None) -> Versioned | None:
+        """The newest one that can be used; None when there is none, or none newer than the one `known`.
 
-        What cannot be used is passed over and said. Raises StoreUnavailable.
+        When the one known is not there any more, or its number is another's, any is newer: the directory was restored
+        or begun again. What cannot be used is passed over and said. Raises StoreUnavailable.
         """
-        for version in reversed(self.versions()[-KEPT:]):
+        versions = self.versions()
+        above = known.version if known is not None and versions and self._has(known) else 0
+        for version in reversed(versions[-KEPT:]):
             if version <= above:
                 return None
             try:
@@ -70,9 +74,20 @@ class Quantizers:
                 logger.error("quantizer passed over: %s", error)
         return None
 
+    def _has(self, known: Versioned) -> bool:
+        """Whether the file of its number is its own; an emptied one is."""
+        path = self._path(known.version)
+        try:
+            with files.reading(path), path.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - _CHECKSUM_BYTES))
+                return not size or file.read().hex() == known.quantizer.identity
+        except FileNotFoundError:
+            return False
+
     def create(self, version: int, quantizer: Quantizer) -> bool:
         """Make a version durable; False when another consumer was first. Raises StoreUnavailable."""
-        created = files.create(self._path(version), _sealed(_WHAT + _FORMAT + quantizer.to_bytes()))
+        created = files.create(self._path(version), _sealed(quantizer.to_bytes()))
         reach("quantizer-durable")
         return created
 
@@ -90,13 +105,14 @@ class Quantizers:
 
 
 def _sealed(content: bytes) -> bytes:
-    return content + xxhash.xxh3_128_digest(content)
+    return _WHAT + _FORMAT + content + xxhash.xxh3_128_digest(content)
 
 
 def _parsed(data: bytes, source: str) -> Quantizer:
-    content = data[:-_CHECKSUM_BYTES]
-    if not content or xxhash.xxh3_128_digest(content) != data[-_CHECKSUM_BYTES:]:
-        raise CorruptCheckpoint(f"{source}: the checksum does not match its {len(data)} bytes")
-    if not content.startswith(_WHAT + _FORMAT):
+    if data.startswith(_WHAT) and not data.startswith(_WHAT + _FORMAT):
         raise NewerFormat(f"{source}: another version of Tidemark wrote this quantizer")
-    return Quantizer.from_bytes(content[len(_WHAT + _FORMAT) :])
+    content = data[len(_WHAT + _FORMAT) : -_CHECKSUM_BYTES]
+    is_whole = content and xxhash.xxh3_128_digest(content) == data[-_CHECKSUM_BYTES:]
+    if not is_whole or not data.startswith(_WHAT):
+        raise CorruptCheckpoint(f"{source}: the checksum does not match its {len(data)} bytes")
+    return Quantizer.from_bytes(content)

@@ -93,7 +93,7 @@ def _written(
     if quantizer is not None:
         encoded = encoded or encode(quantizer.quantizer, rows.vectors)
         path = directory / layout.codes_name(quantizer.version)
-        entry = entry.with_codes(_write_codes(path, encoded, quantizer.version))
+        entry = entry.with_codes(_write_codes(path, encoded, quantizer))
     files.fsync_directory(directory)
     files.fsync_directory(directory.parent)
     return entry
@@ -125,12 +125,12 @@ def write_codes(directory: Path, name: str, vectors: NDArray[np.float32], quanti
     """
     encoded = encode(quantizer.quantizer, vectors)
     with files.entering(directory):
-        written = _write_codes(directory / name, encoded, quantizer.version)
+        written = _write_codes(directory / name, encoded, quantizer)
     reach("codes-durable")
     return written
 
 
-def _write_codes(path: Path, encoded: Encoded, version: int) -> CodesEntry:
+def _write_codes(path: Path, encoded: Encoded, quantizer: Versioned) -> CodesEntry:
     checksum, size = xxhash.xxh3_128(), 0
     with files.writing(path) as file:
         for column in (np.ascontiguousarray(encoded.lists, "<u4"), np.ascontiguousarray(encoded.codes, np.uint8)):
@@ -139,7 +139,14 @@ def _write_codes(path: Path, encoded: Encoded, version: int) -> CodesEntry:
             checksum.update(content)
             size += len(content)
     outliers = int(np.count_nonzero(encoded.lists == OUTLIER))
-    return CodesEntry(path.name, FileEntry(size, checksum.hexdigest()), version, encoded.error, outliers)
+    return CodesEntry(
+        name=path.name,
+        file=FileEntry(size, checksum.hexdigest()),
+        quantizer=quantizer.version,
+        quantizer_id=quantizer.quantizer.identity,
+        error=encoded.error,
+        outliers=outliers,
+    )
 
 
 def _write_columns(file: BinaryIO, rows: Rows) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import faiss
 import msgspec
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from tidemark.ann import calibration, ivf, pq
@@ -160,7 +161,14 @@ class Quantizer:
         """From bytes that `to_bytes` gave and a checksum covered."""
         end = 8 + int.from_bytes(written[:8], "little")
         index = faiss.deserialize_index(np.frombuffer(written, np.uint8, offset=end))
-        return cls(msgspec.msgpack.decode(written[8:end], type=_Head), index)
+        made = cls(msgspec.msgpack.decode(written[8:end], type=_Head), index)
+        made.identity = xxhash.xxh3_128_hexdigest(written)
+        return made
+
+    @cached_property
+    def identity(self) -> str:
+        """XXH3-128 of `to_bytes`, in hex: codes are of this quantizer when they name it, whatever its number."""
+        return xxhash.xxh3_128_hexdigest(self.to_bytes())
 
     def empty_index(self) -> Any:
         """A FAISS IndexIVFPQFastScan of its own, without rows."""
