@@ -297,7 +297,7 @@ def test_lists_are_made_anew_when_a_quarter_of_the_entries_is_dead() -> None:
 
 
 def test_at_rest_lists_are_tidied_up_when_three_in_a_hundred_entries_are_dead() -> None:
-    made = Replica()
+    made = Replica(rest_s=0.5)
     made.put(VECTORS[:ROWS])
     made.coded()
     first = made.index.lists

@@ -53,9 +53,9 @@ logger = logging.getLogger(__name__)
 # more make every search rank more rows exactly. 2,048 rows of 128-d are ranked in 40 us.
 CODED_NUMBERS, CODED_ROWS_MIN = 2_048 * 128, 256
 # Lists are made anew when so many entries are of dead rows, of those that live: a search looks at all entries. A
-# collection at rest is tidied up to the smaller share.
+# collection at rest is tidied up to the smaller share; while partitions' segments are taken over it is not at rest.
 DEAD_SHARE_MAX, DEAD_SHARE_AT_REST, DEAD_MIN = 0.25, 0.03, 4_096
-REST_S = 1.0
+REST_S = 5.0
 # How long rows wait for a quantizer that a consumer makes before one is trained here, for this process alone.
 OWN_QUANTIZER_AFTER_S = 5.0
 SAMPLE_ROWS = 131_072
@@ -85,11 +85,12 @@ class CollectionIndex:
         bytes_max: int = 2**62,
         coded_rows_min: int | None = None,
         dead_min: int = DEAD_MIN,
+        rest_s: float = REST_S,
         own_quantizer_after_s: float = OWN_QUANTIZER_AFTER_S,
         drifted_rows_max: int = DRIFTED_ROWS_MAX,
     ) -> None:
         self._view, self._recall_target, self._ann_rows_min = view, recall_target, max(ann_rows_min, ROWS_LEAST)
-        self._bytes_max, self._dead_min = bytes_max, dead_min
+        self._bytes_max, self._dead_min, self._rest_s = bytes_max, dead_min, rest_s
         self._own_quantizer_after_s, self._drifted_rows_max = own_quantizer_after_s, drifted_rows_max
         self._coded_rows_min = coded_rows_min or max(CODED_ROWS_MIN, CODED_NUMBERS // view.collection.dimension)
         self.problem: str | None = None
@@ -228,7 +229,7 @@ class CollectionIndex:
         self._looked_at = now
         self._drop_gone()
         entries, dead = lists.entries, lists.dead
-        at_rest = now - self._changed_at > REST_S
+        at_rest = now - self._changed_at > self._rest_s
         share = DEAD_SHARE_AT_REST if at_rest else DEAD_SHARE_MAX
         return dead > max(self._dead_min / (4 if at_rest else 1), share * (entries - dead))
 
