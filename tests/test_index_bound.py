@@ -42,12 +42,8 @@ def test_reading_waits_at_the_bound_and_goes_on_when_a_checkpoint_has_fewer_rows
         assert partition.problem is None
         assert partition.waiting is not None and "api.index_bytes_max is 1048576" in partition.waiting
         assert 10_000 + BEYOND_MAX < partition.position <= 14_000
-        held_at = partition.position
         consumer = made.start("consumer")
         turn_until(follower, log, lambda: made.manifest_position(0) == 20_000, consumer.text)
-        ends = time.monotonic() + 3
-        turn_until(follower, log, lambda: time.monotonic() > ends, "time for a checkpoint that has more rows")
-        assert partition.position == held_at, "it was not taken over"
         made.produce((b"id-%d" % n, None) for n in range(5_000, 20_000))
         turn_until(follower, log, lambda: partition.position == 35_000 and partition.reading, "goes on")
         assert partition.applied.live_rows == 5_000
