@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from tests.rows import FLAT, embeddings
 from tests.view_logs import Checkpoint, Disk, follow
 from tests.views import apply, codes_made, opened
 from tidemark import searcher
+from tidemark.ann.parameters import SearchParameters
 from tidemark.ann.quantizer import Encoded, Quantizer
 from tidemark.collection import Collection, IndexKind, IndexParameters, Metric
 from tidemark.collection_index import CollectionIndex
@@ -511,6 +513,18 @@ def test_row_numbers_that_lists_still_hold_are_not_given_again(tmp_path: Path) -
             codes_made(made.index)
         answer = searcher.search(made.mirror, VECTORS[5_000:5_020], 600)
         assert [len(hits) for hits in answer.hits] == [600] * 20
+
+
+def test_what_a_quantizer_was_calibrated_to_is_measured_on_the_rows_there_are() -> None:
+    made = Replica()
+    made.put(VECTORS[:ROWS])
+    quantizer = trained(made.collection, VECTORS[:ROWS], 0)
+    told_wrong = msgspec.structs.replace(quantizer._head, parameters=SearchParameters(effort=1, k_factor=1, recall=1.0))
+    made.index.offer(1, Quantizer(told_wrong, quantizer.empty_index()))
+    codes_made(made.index)
+    assert made.index.lists is not None
+    assert made.index.lists.parameters.effort > 1
+    assert made.recall(QUERIES) >= 0.95
 
 
 def test_row_numbers_come_back_without_a_checkpoint() -> None:

@@ -4,7 +4,8 @@
     fill:    new lists from the codes of all parts; for a newer quantizer, when too many entries are of dead rows, or
              when a list is full. One announcement puts them in the place of the old ones
     train:   a quantizer of our own, while the consumers have made none
-    measure: whether searches still find what an exact scan finds, when there are twice as many rows as when they did
+    measure: whether searches still find what an exact scan finds: with each new quantizer, when there are twice as many
+             rows as then, and when most have been replaced
 
 Invariants: `turn` is called by the view's thread, the work is done by one side thread, which alone appends to lists.
 Rows that are in no lists are ranked exactly by every search, so nothing here decides what is found, only what it costs.
@@ -64,6 +65,8 @@ DRIFTED_ROWS_MAX = 32_768
 LOOKED_EVERY_S = 0.25
 # The 10 nearest of so many rows tell the recall to about +-0.6 %; a scan for them takes 1.5 s with 1M rows of 128-d.
 MEASURED_QUERIES = 200
+# Searches are measured again when so many times the living rows have died.
+REPLACED_TIMES = 4
 # Each search ranks all outliers: with more it is not measured.
 MEASURED_OUTLIERS_MAX = 100_000
 
@@ -102,7 +105,7 @@ class CollectionIndex:
         self._lists: Lists | None = None
         self._coded: dict[int, Coded] = {}
         self._coming: list[Segment] = []
-        self._measured_rows = 0
+        self._measured_rows = self._died_since = 0
         self._full = False
         self._drifted = False
         self._wanting_since: float | None = None
@@ -204,7 +207,8 @@ class CollectionIndex:
             return partial(self._code_segment, self._used, self._lists, new[0].base, new[0])
         if uncoded >= self._coded_rows_min:
             return partial(self._code_tails, self._used, self._lists, list(self._view.tails))
-        if self._lists.entries - self._lists.dead >= 2 * self._measured_rows:
+        living = self._lists.entries - self._lists.dead
+        if living >= 2 * self._measured_rows or self._died_since >= REPLACED_TIMES * max(living, DEAD_MIN):
             return partial(self._measure, self._used, self._lists)
         return None
 
@@ -256,6 +260,7 @@ class CollectionIndex:
     def _note_dead(self, killed: list[tuple[int, NDArray[np.int64]]]) -> None:
         """Rows of parts were killed: entries of the lists are of no use any more."""
         self._changed_at = time.monotonic()
+        self._died_since += sum(len(rows) for _, rows in killed)
         known = ((self._coded.get(base), rows) for base, rows in killed)
         lists = [coded.lists[rows[rows < coded.count]] for coded, rows in known if coded is not None]
         if lists and self._lists is not None:
@@ -350,7 +355,7 @@ class CollectionIndex:
     def _filled(self, used: Used, lists: Lists, done: Sequence[Appended], asked_at: float) -> None:
         self._view.listed_since = asked_at
         if used is not self._used:
-            self._measured_rows = min(used.quantizer.row_count, SAMPLE_ROWS)
+            self._measured_rows = 0  # what it was calibrated on is a sample, perhaps with rows that are dead
             written = used.quantizer.to_bytes()
             self._written = Region(len(written), shared=True)
             self._written.take(np.uint8, len(written))[:] = np.frombuffer(written, np.uint8)
@@ -388,7 +393,7 @@ class CollectionIndex:
         logger.info("%s: searches find %.3f of the 10 nearest, with %s", collection.name, found.recall, found)
 
     def _note_measured(self, living: int) -> None:
-        self._measured_rows = living
+        self._measured_rows, self._died_since = max(1, living), 0
 
     def _show(self) -> None:
         """Tell the readers which lists there are, and which segments are in them."""
