@@ -527,6 +527,19 @@ def test_what_a_quantizer_was_calibrated_to_is_measured_on_the_rows_there_are() 
     assert made.recall(QUERIES) >= 0.95
 
 
+def test_rows_that_the_lists_do_not_have_yet_do_not_count_against_their_searches() -> None:
+    made = Replica(coded_rows_min=100_000)
+    made.put(VECTORS[:ROWS])
+    made.coded()
+    assert made.index.lists is not None and made.index._used is not None
+    before = made.index.lists.parameters
+    made.put(VECTORS[ROWS : ROWS + ROWS // 5])  # a fifth of the ids anew
+    made.index._measured(made.index._used, made.index.lists)
+    assert made.index.lists.parameters.effort <= 2 * before.effort
+    assert made.index.lists.parameters.k_factor <= before.k_factor
+    assert made.index.lists.parameters.recall >= TARGET - 0.01
+
+
 def test_row_numbers_come_back_without_a_checkpoint() -> None:
     made = Replica(tail_rows=1_024, reclaimed_after_s=0.0)
     made.put(VECTORS[:600])

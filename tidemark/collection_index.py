@@ -383,12 +383,13 @@ class CollectionIndex:
         """By searches for some of the rows, whose nearest others a scan tells."""
         collection = self._view.collection
         mirror = ViewMirror(collection, self._view.place)
-        queries = held_out(mirror, MEASURED_QUERIES)
-        if queries is None:
+        drawn = held_out(mirror, MEASURED_QUERIES, lists.coded)
+        if drawn is None:
             return
+        queries, alive = drawn
         opened = OpenLists(used.quantizer, lists)
         rank_rows, start = partial(ranked, mirror, collection.metric), lists.parameters
-        found = calibration.calibrated(opened, mirror.alive, rank_rows, queries, self._recall_target, start)
+        found = calibration.calibrated(opened, alive, rank_rows, queries, self._recall_target, start)
         lists.set_parameters(found)
         logger.info("%s: searches find %.3f of the 10 nearest, with %s", collection.name, found.recall, found)
 

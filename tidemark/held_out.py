@@ -1,4 +1,8 @@
-"""Rows that serve as queries, with their nearest others by an exact scan: searches of lists are measured by them."""
+"""Rows that serve as queries, with their nearest others by an exact scan: searches of lists are measured by them.
+
+All is as of one moment, of the rows that were in the lists then: while rows come and die, whoever compared with those
+of now would find the lists worse than they are.
+"""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,30 +10,48 @@ from numpy.typing import NDArray
 from tidemark import searcher
 from tidemark.ann import calibration
 from tidemark.ann.exact import rank
+from tidemark.ann.open_lists import Alive
 from tidemark.ann.parameters import CALIBRATION_K
 from tidemark.collection import Metric
-from tidemark.mirror import ViewMirror
+from tidemark.mirror import Part, ViewMirror
+from tidemark.tail import Tail
 
 
-def held_out(mirror: ViewMirror, count: int) -> calibration.HeldOut | None:
-    """Some of the living rows, as queries, and the others nearest to each; None when none lives."""
-    rng = np.random.default_rng(0)
-    while True:
-        moves, snapshot = mirror.moves, mirror.snapshot()
-        living = np.concatenate([part.base + part.live.numbers() for part in snapshot.parts])
-        if mirror.moves == moves:
-            break
-    if not len(living):
+def held_out(mirror: ViewMirror, count: int, coded: int) -> tuple[calibration.HeldOut, Alive] | None:
+    """Some of the living rows, as queries, the others nearest to each, and what lived; None when hardly a row did.
+
+    `coded`: as the lists said before.
+    """
+    parts = _listed(mirror, coded)
+    living = np.concatenate([part.base + rows for part, rows in parts]) if parts else np.empty(0, np.int64)
+    if len(living) < 2:
         return None
-    own = np.sort(rng.choice(living, min(count, len(living)), replace=False))
+    own = np.sort(np.random.default_rng(0).choice(living, min(count, len(living)), replace=False))
     queries = np.ascontiguousarray(mirror.vectors[own])
-    found = searcher.scan_all(mirror, queries, CALIBRATION_K + 1).found
-    numbers = np.concatenate([part.numbers for part in found], axis=1)
-    distances = np.concatenate([part.distances for part in found], axis=1)
+    found = [searcher.scan_part(part, rows, queries, CALIBRATION_K + 1, mirror) for part, rows in parts]
+    numbers = np.concatenate([some.numbers for some in found], axis=1)
+    distances = np.concatenate([some.distances for some in found], axis=1)
     distances = distances if mirror.collection.metric == "l2" else -distances
     distances[(numbers < 0) | (numbers == own[:, None])] = np.inf
     nearest = np.argsort(distances, axis=1, kind="stable")[:, : min(CALIBRATION_K, len(living) - 1)]
-    return calibration.HeldOut(queries, own, np.take_along_axis(numbers, nearest, 1))
+    bits = np.zeros(-(-(int(living.max()) + 1) // 64) * 64, np.bool_)
+    bits[living] = True
+    alive = Alive(np.packbits(bits, bitorder="little"), len(living))
+    return calibration.HeldOut(queries, own, np.take_along_axis(numbers, nearest, 1)), alive
+
+
+def _listed(mirror: ViewMirror, coded: int) -> list[tuple[Part, NDArray[np.int64]]]:
+    """The parts that the lists have rows of, and which of those lived."""
+    snapshot, living = mirror.living()
+    outside = {*snapshot.unindexed, *snapshot.graphs}
+    listed = []
+    for part, live in living:
+        rows = live.numbers()
+        if isinstance(part, Tail):
+            rows = rows[rows < coded - part.start]
+        if part not in outside and len(rows):
+            listed.append((part, rows))
+    return listed
 
 
 def ranked(
