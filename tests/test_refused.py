@@ -74,7 +74,7 @@ def test_after_a_gap_and_its_remedy_the_running_consumer_serves_the_new_generati
     wait_until(lambda: "50 offsets were removed unread" in _told(deployed).get("problem", ""), 20, "said to the api")
     _replay(deployed)
     wait_until(lambda: "problem" not in _told(deployed), 20, "taken back without any new record")
-    assert _problem(deployed) == {}
+    wait_until(lambda: _problem(deployed) == {}, 20, "no problem is left")
     deployed.produce(_upserts(50, prefix="later"))
     deployed.wait_until_checkpointed()
     assert "problem" not in _told(deployed)
