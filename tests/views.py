@@ -9,8 +9,9 @@ from tidemark.ann.quantizer import Quantizer
 from tidemark.checkpoint import Checkpoints, Loaded
 from tidemark.collection import Collection
 from tidemark.collection_index import CollectionIndex
+from tidemark.part import Part
 from tidemark.record import Message, decode
-from tidemark.view import Part, View
+from tidemark.view import View
 
 
 def opened(

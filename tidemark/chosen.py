@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from tidemark.ann.open_lists import Alive
 from tidemark.live_rows import LiveRows
 from tidemark.matching import Bits, Matching
-from tidemark.mirror import Part, Snapshot, ViewMirror
+from tidemark.mirror import Snapshot, ViewMirror
+from tidemark.part import Part
 
 # With no more of the bits set than one in so many, looking at whole bytes first is faster.
 SPARSE = 16

@@ -28,11 +28,11 @@ from tidemark.ann.quantizer import OUTLIER, ROWS_LEAST, Quantizer
 from tidemark.collection import IndexParameters
 from tidemark.held_out import held_out, ranked
 from tidemark.mirror import ViewMirror
+from tidemark.part import Part
 from tidemark.part_codes import (
     CODED_ROWS_MAX,
     Appended,
     Coded,
-    Part,
     Used,
     append,
     bytes_of,

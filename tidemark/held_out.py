@@ -13,7 +13,8 @@ from tidemark.ann.exact import rank
 from tidemark.ann.open_lists import Alive
 from tidemark.ann.parameters import CALIBRATION_K
 from tidemark.collection import Metric
-from tidemark.mirror import Part, ViewMirror
+from tidemark.mirror import ViewMirror
+from tidemark.part import Part
 from tidemark.tail import Tail
 
 

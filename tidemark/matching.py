@@ -20,6 +20,7 @@ from tidemark.filters.evaluate import Mask, mask
 from tidemark.filters.evaluate import Part as FilterPart
 from tidemark.filters.grammar import Filter
 from tidemark.filters.growing import Growing
+from tidemark.part import Part
 from tidemark.record import hash_ids
 from tidemark.segment import Segment
 from tidemark.tail import Tail
@@ -33,7 +34,6 @@ BYTES_MAX, FILTERS_MAX = 64 * 2**20, 1_000
 # Matching rows are counted by list again when the lists have so many times the entries.
 COUNTED_AGAIN = 1.05
 
-Part = Segment | Tail
 Bits = NDArray[np.uint8]
 
 
@@ -104,7 +104,7 @@ class Matching:
             self.bits = bits
         for part in snapshot.parts:
             if part not in self._asked:
-                self.bits[part.base >> 3 : (part.base + _room_of(part) + 7) >> 3] = 0
+                self.bits[part.base >> 3 : (part.base + part.capacity + 7) >> 3] = 0
 
     def _ask(self, part: Part, first: int, stop: int) -> None:
         found = self._mask(part, first, stop)
@@ -120,10 +120,6 @@ class Matching:
         if isinstance(part, Tail):
             return self._tails.of(part).mask(self.filter, first, stop)
         return mask(self.filter, SegmentPart(part))
-
-
-def _room_of(part: Part) -> int:
-    return part.capacity if isinstance(part, Tail) else part.row_count
 
 
 class Tails:

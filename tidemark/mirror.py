@@ -27,6 +27,7 @@ from tidemark.collection import Collection
 from tidemark.errors import CorruptCheckpoint, StoreUnavailable
 from tidemark.live_rows import LiveRows
 from tidemark.matching import Matchings
+from tidemark.part import Part
 from tidemark.row_space import VectorSpace
 from tidemark.segment import Segment
 from tidemark.shared_memory import Document, Region, fence
@@ -48,8 +49,6 @@ FAILED_RETRY_S = 0.5
 # Files that are gone, damaged, too many or not ours to read: numpy, Arrow and FAISS each say so in their way.
 _NOT_OPENED = (OSError, ValueError, RuntimeError, CorruptCheckpoint)
 _decode = msgspec.json.Decoder(Structure).decode
-
-Part = Segment | Tail
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +81,7 @@ class Snapshot:
         """The first row number behind all parts."""
         if not self.parts:
             return 0
-        last = self.parts[-1]
-        return last.base + (last.row_count if isinstance(last, Segment) else last.capacity)
+        return self.parts[-1].base + self.parts[-1].capacity
 
     def part_of(self, number: int) -> tuple[Part, int] | None:
         """The part that a row number lies in, and its row there; None when it lies in none."""
@@ -92,7 +90,7 @@ class Snapshot:
             return None
         part = self.parts[at]
         row = number - part.base
-        return (part, row) if row < (part.row_count if isinstance(part, Segment) else part.capacity) else None
+        return (part, row) if row < part.capacity else None
 
 
 EMPTY = Snapshot((), [], (), (), (), (), np.empty(0, np.int64), None)

@@ -15,10 +15,9 @@ from tidemark.ann.quantizer import OUTLIER, Quantizer
 from tidemark.errors import CorruptCheckpoint, StoreUnavailable
 from tidemark.live_rows import LiveRows
 from tidemark.manifest import SegmentEntry
+from tidemark.part import Part
 from tidemark.segment import Segment
 from tidemark.tail import Tail
-
-Part = Segment | Tail
 
 # Rows that are coded at a time: they take 25 ms at 128-d.
 CODED_ROWS_MAX = 8_192
@@ -119,7 +118,7 @@ def is_like(quantizer: Quantizer, error: float, lists: NDArray[np.uint32]) -> bo
 
 
 def room_for(part: Part, quantizer: Quantizer) -> Coded:
-    rows = part.capacity if isinstance(part, Tail) else part.row_count
+    rows = part.capacity
     return Coded(part, np.empty(rows, np.uint32), np.empty((rows, quantizer.code_bytes), np.uint8))
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,17 +23,6 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.vectors)
-
-
-class ReadableRows(Protocol):
-    """What a search needs of a hit's source: a tail in memory or a segment on disk."""
-
-    def id_of(self, row: int) -> bytes: ...
-    def offset_of(self, row: int) -> int: ...
-    def timestamp_of(self, row: int) -> int: ...
-    def metadata_of(self, row: int) -> bytes | None: ...
-    def vector_of(self, row: int) -> NDArray[np.float32]: ...
-    def is_live(self, row: int) -> bool: ...
 
 
 class Texts:

@@ -18,7 +18,8 @@ from tidemark.ann.exact import exact_search, exact_search_among, public_distance
 from tidemark.collection import Collection
 from tidemark.errors import BadQuery
 from tidemark.live_rows import LiveRows
-from tidemark.mirror import Part, Snapshot, ViewMirror
+from tidemark.mirror import Snapshot, ViewMirror
+from tidemark.part import Part
 from tidemark.record import SQUARED_NORM_MAX, hash_ids
 from tidemark.segment import Segment
 from tidemark.tail import Tail

@@ -64,7 +64,7 @@ class Segment:
         """Map the files, after verifying those not named as `verified`. `live`: which rows do, if not by `entry`."""
         self.directory, self.entry, self.metric, self.partition = directory, entry, metric, partition
         self.name, self.row_count, self.dimension = entry.name, entry.rows, dimension
-        self.base = -1
+        self.base, self.capacity = -1, entry.rows
         self._mapping: Mapping | None = None
         for name, expected in entry.files.items():
             if name not in verified:
@@ -246,6 +246,9 @@ class Segment:
 
     def partition_of(self, row: int) -> int:
         return self.partition
+
+    def partitions_of(self, rows: NDArray[np.int64]) -> NDArray[np.int32]:
+        return np.full(len(rows), self.partition, np.int32)
 
     def offset_of(self, row: int) -> int:
         return int(self.offsets[row])

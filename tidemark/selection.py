@@ -19,7 +19,8 @@ from tidemark.filters.facets import Counts, Value, count_values, order_keys
 from tidemark.filters.grammar import Filter, Path
 from tidemark.live_rows import LiveRows
 from tidemark.matching import Bits
-from tidemark.mirror import Part, Snapshot, ViewMirror
+from tidemark.mirror import Snapshot, ViewMirror
+from tidemark.part import Part
 from tidemark.searcher import Hit
 from tidemark.tail import Tail
 
@@ -90,7 +91,7 @@ class Selection:
             rows = self._of(part).numbers()
             keys = sign * self._keys(part, order)[rows]
             rows, keys = rows[~np.isnan(keys)], keys[~np.isnan(keys)]
-            partitions, offsets = _partitions_of(part, rows), part.offsets[rows]
+            partitions, offsets = part.partitions_of(rows), part.offsets[rows]
             if after is not None:
                 behind = _is_behind(keys, partitions, offsets, after._replace(key=sign * after.key))
                 rows, keys, partitions, offsets = rows[behind], keys[behind], partitions[behind], offsets[behind]
@@ -107,7 +108,7 @@ class Selection:
                 continue
             rows = self._of(part).numbers()
             offsets = part.offsets[rows]
-            wanted = (_partitions_of(part, rows) == partition) & (offsets >= start)
+            wanted = (part.partitions_of(rows) == partition) & (offsets >= start)
             rows, offsets = rows[wanted], offsets[wanted]
             for at in np.argsort(offsets, kind="stable")[:limit].tolist():
                 hit = Hit(part.id_of(int(rows[at])), 0.0, part, int(rows[at]), partition)
@@ -138,8 +139,7 @@ def select(view: ViewMirror, filter_: Filter) -> Selection:
     while True:
         changes, positions = view.changes, view.positions
         snapshot = view.snapshot()
-        end = max((part.base + _room_of(part) for part in snapshot.parts), default=0)
-        bits = view.bitmap[: -(-end // 8)].copy()
+        bits = view.bitmap[: -(-snapshot.end // 8)].copy()
         if matching is not None:
             matching.refresh(view)
             matched = matching.bits[: len(bits)]
@@ -151,18 +151,8 @@ def select(view: ViewMirror, filter_: Filter) -> Selection:
         time.sleep(PAUSE_S)
 
 
-def _room_of(part: Part) -> int:
-    return part.capacity if isinstance(part, Tail) else part.row_count
-
-
-def _partitions_of(part: Part, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    if isinstance(part, Tail):
-        return part.partitions[rows].astype(np.int64)
-    return np.full(len(rows), part.partition, np.int64)
-
-
 def _is_behind(
-    keys: NDArray[np.float64], partitions: NDArray[np.int64], offsets: NDArray[np.int64], after: Place
+    keys: NDArray[np.float64], partitions: NDArray[np.int32], offsets: NDArray[np.int64], after: Place
 ) -> NDArray[np.bool_]:
     behind_offset = (partitions == after.partition) & (offsets > after.offset)
     found: NDArray[np.bool_] = (keys > after.key) | (
@@ -172,7 +162,7 @@ def _is_behind(
 
 
 def _first(
-    keys: NDArray[np.float64], partitions: NDArray[np.int64], offsets: NDArray[np.int64], limit: int
+    keys: NDArray[np.float64], partitions: NDArray[np.int32], offsets: NDArray[np.int64], limit: int
 ) -> NDArray[np.int64]:
     """The places of the first rows by (key, partition, offset), in that order."""
     some = np.arange(len(keys))

@@ -197,6 +197,10 @@ class Tail:
     def partition_of(self, row: int) -> int:
         return int(self.partitions[row])
 
+    def partitions_of(self, rows: NDArray[np.int64]) -> NDArray[np.int32]:
+        partitions: NDArray[np.int32] = self.partitions[rows]
+        return partitions
+
     def offset_of(self, row: int) -> int:
         return int(self.offsets[row])
 

@@ -29,6 +29,7 @@ from tidemark.collection import Collection
 from tidemark.id_index import IdIndex
 from tidemark.id_sequences import Ids, Joined, Ordered
 from tidemark.live_rows import LiveRows
+from tidemark.part import Part
 from tidemark.partition_state import PartitionState, delete_bytes_of
 from tidemark.record import Batch, hash_ids
 from tidemark.row_space import RowSpace
@@ -60,7 +61,6 @@ RECLAIMED_AFTER_S = 60.0
 
 # Files of a segment that its directory may lack: a reader is told whether they are there.
 _SEARCHED_FILES = (layout.OUTLIERS, layout.META)
-Part = Segment | Tail
 
 
 class View:
@@ -266,7 +266,7 @@ class View:
         found = self._clear(numbers)
         if not found:
             return
-        partitions = np.concatenate([_partitions_of(part, rows) for part, rows in found])
+        partitions = np.concatenate([part.partitions_of(rows) for part, rows in found])
         order = np.argsort(partitions, kind="stable")
         partitions, digests = partitions[order], np.concatenate([part.digests[rows] for part, rows in found])[order]
         starts = _starts(partitions)
@@ -610,9 +610,3 @@ def _runs(numbers: NDArray[Any]) -> Iterator[tuple[int, int, int]]:
 def _starts(numbers: NDArray[Any]) -> NDArray[np.int64]:
     """The first place of each run of equal numbers, of which there is at least one."""
     return np.append(0, np.flatnonzero(numbers[1:] != numbers[:-1]) + 1)
-
-
-def _partitions_of(part: Part, rows: NDArray[np.int64]) -> NDArray[np.int32]:
-    if isinstance(part, Segment):
-        return np.full(len(rows), part.partition, np.int32)
-    return part.partitions[rows]
