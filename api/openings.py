@@ -19,8 +19,7 @@ from pathlib import Path
 from api.followed import Announced, Followed, Opened, WouldGrow
 from api.tail_memory import TailMemory
 from tidemark import generation as generations
-from tidemark import layout
-from tidemark.checkpoint import Checkpoints
+from tidemark.checkpoint import Checkpoints, partitions
 from tidemark.collection import Collection, IndexParameters
 from tidemark.collection_index import CollectionIndex
 from tidemark.errors import StoreUnavailable, TidemarkError
@@ -94,10 +93,8 @@ class Openings:
 
     def _look(self, known: Versioned | None) -> Found:
         began = time.thread_time()
-        directory = self._root / layout.generation_directory(self._collection.name, self._generation)
-        names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
         versions = {}
-        for number in (found for name in names if (found := layout.partition_number(name)) is not None):
+        for number in partitions(self._root, self._collection.name, self._generation):
             written = Checkpoints(self._root, self._collection, self._generation, number).versions()
             versions[number] = written[-1] if written else 0
         quantizer = self._quantizers.newest(known)

@@ -19,7 +19,7 @@ from cli.placement import Placement, examine
 from tidemark import generation
 from tidemark import id as ids
 from tidemark.caught_up import now_ms
-from tidemark.checkpoint import Checkpoints
+from tidemark.checkpoint import Checkpoints, partitions
 from tidemark.collection import Collection
 from tidemark.errors import BrokerUnreachable, TidemarkError
 from tidemark.kafka_settings import producer_settings
@@ -147,8 +147,7 @@ class _Looking:
         return f"{self._root}: generation {served} is served"
 
     def _manifests(self) -> str:
-        directory = self._root / self._collection.name / self._generation
-        numbers = sorted(int(path.name[1:]) for path in directory.glob("p*") if path.name[1:].isdigit())
+        numbers = partitions(self._root, self._collection.name, self._generation)
         self._checkpoints = {number: found for number in numbers if (found := self._newest(number)) is not None}
         expected = self.found.partitions
         if unknown := [number for number in self._checkpoints if expected and number >= expected]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from consumer.jobs import Place, Trained
 from tidemark import files, layout
 from tidemark.ann.quantizer import ROWS_LEAST, Quantizer
-from tidemark.checkpoint import Checkpoints
+from tidemark.checkpoint import Checkpoints, partitions
 from tidemark.collection import IndexParameters
 from tidemark.errors import CheckpointMismatch, CorruptCheckpoint, NewerFormat
 from tidemark.manifest import SegmentEntry
@@ -72,9 +72,7 @@ def _wanted(
 
 def _parts(place: Place) -> list[Part]:
     root, found = Path(place.root), []
-    directory = root / layout.generation_directory(place.collection.name, place.generation)
-    numbers = (layout.partition_number(name) for name in files.names(directory))
-    for number in sorted(number for number in numbers if number is not None):
+    for number in partitions(root, place.collection.name, place.generation):
         checkpoints = Checkpoints(root, place.collection, place.generation, number)
         try:
             manifest = checkpoints.newest_manifest()

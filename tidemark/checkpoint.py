@@ -369,5 +369,11 @@ class Checkpoints:
         return obsolete.remove(self.directory, self._fence.epoch, self._grace_s, self._unpublished.union(keep))
 
 
+def partitions(root: Path, collection: str, generation: str) -> list[int]:
+    """The partitions of a generation that have a directory, ascending; raises StoreUnavailable."""
+    names = files.names(root / layout.generation_directory(collection, generation))
+    return sorted(number for name in names if (number := layout.partition_number(name)) is not None)
+
+
 def _versions(names: Iterable[str]) -> list[int]:
     return sorted(version for name in names if (version := layout.manifest_version(name)) is not None)

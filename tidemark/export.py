@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from tidemark import files, layout
+from tidemark import files
 from tidemark.ann.export import Built, Flat
 from tidemark.ann.quantizer import ROWS_LEAST, Quantizer
-from tidemark.checkpoint import Checkpoints
+from tidemark.checkpoint import Checkpoints, partitions
 from tidemark.collection import Collection, IdFormat, IndexParameters, Metric
 from tidemark.errors import StoreFull
 from tidemark.generation import Generation
@@ -108,9 +108,7 @@ class _Opened:
         self.positions: dict[int, int] = {}
         self._damaged: list[str] = []
         self._parts: list[_Part] = []
-        names = files.names(root / layout.generation_directory(collection.name, generation.name))
-        numbers = (layout.partition_number(name) for name in names)
-        for number in sorted(number for number in numbers if number is not None):
+        for number in partitions(root, collection.name, generation.name):
             self._load(Checkpoints(root, collection, generation.name, number))
         self._row_count = sum(len(part.live) for part in self._parts)
 
