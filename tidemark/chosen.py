@@ -15,9 +15,6 @@ from tidemark.matching import Bits, Matching
 from tidemark.mirror import Snapshot, ViewMirror
 from tidemark.part import Part
 
-# With no more of the bits set than one in so many, looking at whole bytes first is faster.
-SPARSE = 16
-
 
 class Chosen:
     """See the module's docstring. `count`: how many they are; `snapshot`: the parts that they lie in."""
@@ -35,12 +32,7 @@ class Chosen:
     @cached_property
     def numbers(self) -> NDArray[np.int64]:
         """Their numbers, ascending."""
-        if self.count * SPARSE > 8 * len(self._bits):
-            return self._live.numbers()
-        some = np.flatnonzero(self._bits)
-        set_ = np.flatnonzero(np.unpackbits(self._bits[some], bitorder="little"))
-        numbers: NDArray[np.int64] = some[set_ >> 3] * 8 + (set_ & 7)
-        return numbers
+        return self._live.numbers()
 
     def of(self, part: Part) -> LiveRows:
         """Which of a part's rows they are."""

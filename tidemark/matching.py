@@ -20,6 +20,7 @@ from tidemark.filters.evaluate import Mask, mask
 from tidemark.filters.evaluate import Part as FilterPart
 from tidemark.filters.grammar import Filter
 from tidemark.filters.growing import Growing
+from tidemark.live_rows import LiveRows
 from tidemark.part import Part
 from tidemark.record import hash_ids
 from tidemark.segment import Segment
@@ -78,9 +79,7 @@ class Matching:
 
     def among(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """Those of the row numbers that match, of rows that were visible before the last `refresh`."""
-        bits = self.bits[numbers >> 3] >> (numbers & 7).astype(np.uint8) & 1
-        matching: NDArray[np.int64] = numbers[bits != 0]
-        return matching
+        return numbers[LiveRows(self.bits, 8 * len(self.bits)).are_live(numbers)]
 
     def per_list(self, index: OpenLists, chosen: Alive) -> NDArray[np.int64]:
         """About how many of the rows chosen each list has, (lists,): what came since they were counted may be one."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tidemark.ann.centroids import AMID_DEAD_CANDIDATES, Occupancy, nearest, padded
 from tidemark.ann.lists import Lists, Memory, Place
 from tidemark.ann.parameters import CALIBRATION_K, SearchParameters
+from tidemark.live_rows import LiveRows
 from tidemark.shared_memory import Region
 
 if TYPE_CHECKING:
@@ -45,16 +46,14 @@ class Alive:
     """
 
     def __init__(self, bitmap: NDArray[np.uint8], count: int | None = None) -> None:
-        self._bitmap, self.count = bitmap, count  # FAISS keeps only its address
+        self._rows, self.count = LiveRows(bitmap, 8 * len(bitmap)), count  # FAISS keeps only the bitmap's address
         self._selector = faiss.IDSelectorBitmap(bitmap)  # type: ignore[call-arg, arg-type]
         self._options: dict[int, Any] = {}
 
     def among(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """Those of the row numbers that may be answered."""
-        numbers = numbers[numbers < 8 * len(self._bitmap)]
-        bits = self._bitmap[numbers >> 3] >> (numbers & 7).astype(np.uint8) & 1
-        alive: NDArray[np.int64] = numbers[bits != 0]
-        return alive
+        numbers = numbers[numbers < self._rows.row_count]
+        return numbers[self._rows.are_live(numbers)]
 
     def options(self, probed: int) -> Any:
         """FAISS's search parameters; made once, for it takes as long as a small search."""
