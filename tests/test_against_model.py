@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from tests.messages import delete, message, raw_bytes, upsert
 from tests.model import Model, Operation, squared_distance
-from tests.views import codes_made, quantizer_of
+from tests.views import codes_made, page, quantizer_of
 from tidemark import searcher
 from tidemark.collection import Collection, IndexKind, IndexParameters
 from tidemark.collection_index import CollectionIndex
@@ -329,7 +329,7 @@ class ManyViews(RuleBasedStateMachine):
             return
         self.checked[str(partitions)] = state
         models = {p: self.leaders[p].model(view.partitions[p].position) for p in partitions}
-        hits = {(hit.partition, hit.id): hit for hit in searcher.scan(mirror, None, 10 * IDS)}
+        hits = {(hit.partition, hit.id): hit for hit in page(mirror, None, 10 * IDS)}
         assert {place: (hit.offset, hit.vector.tolist(), hit.metadata) for place, hit in hits.items()} == {
             (p, id_): (row.offset, [] if row.vector is None else row.vector.tolist(), row.metadata)
             for p, model in models.items()

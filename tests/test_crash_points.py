@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.services import Deployment, Service, vectors, wait_until
-from tests.views import open_checkpoint
+from tests.views import open_checkpoint, page
 from tidemark import searcher
 from tidemark.checkpoint import Checkpoints
 from tidemark.generation import current
@@ -50,7 +50,7 @@ class Opened:
         return next(iter(self.view.partitions.values()))
 
     def scan(self) -> list[Hit]:
-        return list(searcher.scan(self.mirror, None, 1_000_000))
+        return page(self.mirror, None, 1_000_000)
 
     def get(self, id_: bytes) -> Hit | None:
         return searcher.get(self.mirror, id_)

@@ -17,8 +17,8 @@ from api.tail_memory import TailMemory
 from tests.messages import delete, upsert
 from tests.model import Model, Operation
 from tests.services import wait_until
-from tests.views import apply, opened
-from tidemark import generation, searcher
+from tests.views import apply, opened, page
+from tidemark import generation
 from tidemark.caught_up import now_ms
 from tidemark.checkpoint import Checkpoints
 from tidemark.collection import Collection, IndexParameters
@@ -84,7 +84,7 @@ class Both:
     def assert_is_the_model(self) -> None:
         """Ids, vectors, offsets, count and digest, by another process's view."""
         mirror, state = ViewMirror(COLLECTION, self.view.place), self.followed.applied
-        hits = list(searcher.scan(mirror, None, 10**6))
+        hits = page(mirror, None, 10**6)
         assert [(hit.id, hit.offset, hit.vector.tolist()) for hit in hits] == [
             (id_, row.offset, [] if row.vector is None else row.vector.tolist())
             for id_, row in sorted(self.model.rows.items(), key=lambda item: item[1].offset)

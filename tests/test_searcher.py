@@ -14,7 +14,7 @@ import pytest
 
 from tests.messages import delete, upsert
 from tests.view_logs import Disk
-from tests.views import apply, codes_made, opened, quantizer_of
+from tests.views import apply, codes_made, opened, page, quantizer_of
 from tidemark import searcher
 from tidemark.collection import Collection, IndexKind, IndexParameters
 from tidemark.collection_index import CollectionIndex
@@ -375,14 +375,28 @@ def test_two_versions_of_an_id_in_one_tail_do_not_push_another_out(exact: bool) 
 def test_a_page_has_each_id_once_and_its_full_size_while_rows_are_replaced(limit: int) -> None:
     view = opened(COLLECTION)
     apply(view, [upsert(at, b"%d" % at, [at, 0, 0, 0]) for at in range(20)])
-    view._append(decode({0: [upsert(20 + at, b"%d" % at, [0, at, 0, 0]) for at in range(10)]}, COLLECTION)[0])
-    mirror = ViewMirror(COLLECTION, view.place)
-    page = [(hit.id, hit.offset) for hit in searcher.scan(mirror, None, limit)]
-    assert len(page) == len({id_ for id_, _ in page}) == min(limit, 20)
-    assert [offset for _, offset in page] == sorted(offset for _, offset in page)
+    batch = decode({0: [upsert(20 + at, b"%d" % at, [0, at, 0, 0]) for at in range(10)]}, COLLECTION)[0]
+    both_live, mirror = threading.Event(), ViewMirror(COLLECTION, view.place)
+
+    def replace_slowly() -> None:
+        """As `apply` does, with time between the new rows and the end of the old ones."""
+        old = view._old_in_tails(batch)
+        with view._changing():
+            view._append(batch)
+            both_live.set()
+            time.sleep(0.05)
+            view._kill(old)
+
+    replacing = threading.Thread(target=replace_slowly)
+    replacing.start()
+    assert both_live.wait(20)
+    found_now = [(hit.id, hit.offset) for hit in page(mirror, None, limit)]
+    replacing.join()
+    assert len(found_now) == len({id_ for id_, _ in found_now}) == min(limit, 20)
+    assert [offset for _, offset in found_now] == sorted(offset for _, offset in found_now)
     after = None
     found: dict[bytes, int] = {}
-    while some := list(searcher.scan(mirror, after, limit)):
+    while some := page(mirror, after, limit):
         found |= {hit.id: hit.offset for hit in some}
         after = (some[-1].partition, some[-1].offset)
     assert found == {b"%d" % at: at + 20 if at < 10 else at for at in range(20)}
@@ -432,7 +446,7 @@ def test_a_page_and_an_exact_search_end_though_rows_of_another_partition_die_all
 
     monkeypatch.setattr(LiveRows, "numbers", slow)
     if what == "page":
-        assert len(list(searcher.scan(mirror, None, 20))) == 20
+        assert len(page(mirror, None, 20)) == 20
     else:
         found = searcher.search(mirror, np.zeros((1, 2), np.float32), 20, exact=True)
         assert len(found.hits[0]) == 20

@@ -10,7 +10,7 @@ import pytest
 from tests.messages import delete, message, upsert
 from tests.model import Model
 from tests.view_logs import COLLECTION, QUERY, Disk, Log, assert_is, build, follow, view_of
-from tests.views import apply, opened
+from tests.views import apply, opened, page
 from tidemark import searcher
 from tidemark.collection import Collection
 from tidemark.mirror import ViewMirror
@@ -124,7 +124,7 @@ def test_metadata_and_nul_bytes_of_ids_survive_a_save(tmp_path: Path) -> None:
     view, disk = view_of(), Disk(tmp_path)
     apply(view, [upsert(0, b"a", [1, 1]), upsert(1, b"a\0", [2, 2], b"{}"), upsert(2, b"\0", [3, 3], b'{"a":1}')])
     for _ in range(2):
-        found = {hit.id: hit.metadata for hit in searcher.scan(ViewMirror(COLLECTION, view.place), None, 10)}
+        found = {hit.id: hit.metadata for hit in page(ViewMirror(COLLECTION, view.place), None, 10)}
         assert found == {b"a": None, b"a\0": b"{}", b"\0": b'{"a":1}'}
         disk.save(view)
 
@@ -334,10 +334,10 @@ def test_a_search_over_partitions_merges_them_nearest_first() -> None:
     assert answer.positions == {0: 5, 1: 5, 2: 5}
     pages: list[bytes] = []
     after = None
-    while page := list(searcher.scan(mirror, after, 4)):
-        assert len(page) <= 4
-        pages += [hit.id for hit in page]
-        after = (page[-1].partition, page[-1].offset)
+    while some := page(mirror, after, 4):
+        assert len(some) <= 4
+        pages += [hit.id for hit in some]
+        after = (some[-1].partition, some[-1].offset)
     assert pages == [b"%d-%d" % (partition, at) for partition in range(3) for at in range(5)]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from tests.messages import delete, upsert
 from tests.model import Model, Operation
-from tests.views import apply, opened
+from tests.views import apply, opened, page
 from tidemark import searcher
 from tidemark.collection import Collection, IndexParameters
 from tidemark.mirror import ViewMirror
@@ -120,7 +120,7 @@ def build(view: View, disk: Disk, names: list[str], meanwhile: Sequence[Message]
 def assert_is(view: View, model: Model, partition: int = 0) -> None:
     """A partition's ids, vectors, offsets, counts and digest are the model's, by scan, get and search."""
     mirror, state = ViewMirror(view.collection, view.place), view.partitions[partition]
-    hits = [hit for hit in searcher.scan(mirror, None, 10**6) if hit.partition == partition]
+    hits = [hit for hit in page(mirror, None, 10**6) if hit.partition == partition]
     assert len(hits) == len({hit.id for hit in hits})
     assert {hit.id: (hit.offset, hit.vector.tolist()) for hit in hits} == {
         id_: (row.offset, [] if row.vector is None else row.vector.tolist()) for id_, row in model.rows.items()

@@ -9,8 +9,12 @@ from tidemark.ann.quantizer import Quantizer
 from tidemark.checkpoint import Checkpoints, Loaded
 from tidemark.collection import Collection
 from tidemark.collection_index import CollectionIndex
+from tidemark.filters.grammar import Filter
+from tidemark.mirror import ViewMirror
 from tidemark.part import Part
 from tidemark.record import Message, decode
+from tidemark.searcher import Hit
+from tidemark.selection import Place, select
 from tidemark.view import View
 
 
@@ -52,6 +56,12 @@ def live_ids(view: View) -> set[bytes]:
     found = [part.id_of(row) for part in parts for row in part.live.numbers().tolist()]
     assert len(set(found)) == len(found)
     return set(found)
+
+
+def page(mirror: ViewMirror, after: tuple[int, int] | None = None, limit: int = 10**6) -> list[Hit]:
+    """Up to `limit` living rows in the order of partition and offset, after the given one, as the api asks for them."""
+    place = None if after is None else Place(*after)
+    return [row.hit for row in select(mirror, Filter()).page(place, limit)]
 
 
 def codes_made(index: CollectionIndex, timeout_s: float = 30.0) -> None:

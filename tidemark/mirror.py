@@ -159,15 +159,14 @@ class ViewMirror:
         self.refresh()
         return self._held
 
-    def living(self, partition: int | None = None) -> tuple[Snapshot, list[tuple[Part, LiveRows]]]:
-        """The parts that may have rows of a partition, or all parts, and which of their rows lived at one moment.
+    def living(self) -> tuple[Snapshot, list[tuple[Part, LiveRows]]]:
+        """All parts, and which of their rows lived at one moment.
 
         Until it is found only bits are copied: while batches come without end, what takes as long as one never ends.
         """
         while True:
             kills, moves, snapshot = self.kills, self.moves, self.snapshot()
-            parts = [part for part in snapshot.parts if partition is None or _may_have(part, partition)]
-            living = [(part, LiveRows(part.live.bitmap.copy(), part.live.row_count)) for part in parts]
+            living = [(part, LiveRows(part.live.bitmap.copy(), part.live.row_count)) for part in snapshot.parts]
             if (self.kills, self.moves) == (kills, moves):
                 return snapshot, living
 
@@ -280,7 +279,3 @@ class ViewMirror:
                 self._quantizer = (place.quantizer, Quantizer.from_bytes(written.tobytes()))
             self._index = (place, OpenLists(self._quantizer[1], place.lists))
         return self._index[1]
-
-
-def _may_have(part: Part, partition: int) -> bool:
-    return isinstance(part, Tail) or part.partition == partition

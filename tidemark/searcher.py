@@ -1,4 +1,4 @@
-"""Searching a collection: k nearest rows, rows by id, pages of rows.
+"""Searching a collection: k nearest rows, and rows by id; `selection.py` has pages of rows.
 
 Never waits for a writer. The order makes it right. A search of the lists looks at rows by their numbers; then come the
 newest rows, which the lists do not have yet. A kill follows the row that replaces it, so a row found dead in the lists
@@ -7,7 +7,7 @@ has its newer version among the newest rows by the time these are looked at. Whe
 addresses. The positions reported were read first: everything before them is reflected, something after them may be.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Literal, NamedTuple
 
@@ -22,7 +22,6 @@ from tidemark.mirror import Snapshot, ViewMirror
 from tidemark.part import Part
 from tidemark.record import SQUARED_NORM_MAX, hash_ids
 from tidemark.segment import Segment
-from tidemark.tail import Tail
 
 K_MAX = 1_000
 # So many rows of a segment without an index are ranked one by one; more are scanned as a block.
@@ -265,37 +264,3 @@ def get(view: ViewMirror, id_: bytes) -> Hit | None:
                 return Hit(id_, 0.0, tail, found[-1], tail.partition_of(found[-1]))
         if (view.kills, view.moves) == (kills, moves):
             return None
-
-
-def scan(view: ViewMirror, after: tuple[int, int] | None, limit: int) -> Iterator[Hit]:
-    """Up to `limit` live rows in the order of (partition, offset), after the given one."""
-    for partition in sorted(view.snapshot().partitions.tolist()):
-        if after is not None and partition < after[0]:
-            continue
-        start = after[1] + 1 if after is not None and partition == after[0] else 0
-        page = _page(view, partition, start, limit)
-        limit -= len(page)
-        yield from page
-        if limit <= 0:
-            return
-
-
-def _page(view: ViewMirror, partition: int, start: int, limit: int) -> list[Hit]:
-    """The first live rows from an offset on, each id once: until a row that was replaced is killed both live."""
-    asked, living = limit, view.living(partition)[1]
-    while True:
-        found: list[tuple[int, Part, int]] = []
-        for part, live in living:
-            rows = live.numbers()
-            if isinstance(part, Tail):
-                rows = rows[part.partitions[rows] == partition]
-            rows = rows[part.offsets[rows] >= start]
-            rows = rows[np.argsort(part.offsets[rows], kind="stable")[:asked]]
-            found += [(int(part.offsets[row]), part, int(row)) for row in rows]
-        found.sort(key=lambda entry: entry[0])
-        hits: dict[tuple[int, bytes], Hit] = {}
-        for _, part, row in found[:asked]:
-            _take(hits, part, row, 0.0)
-        if len(hits) >= limit or len(found) < asked:
-            return list(hits.values())[:limit]
-        asked *= 2
